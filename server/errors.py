@@ -13,6 +13,8 @@ FleetError
     ├── Overloaded         overloaded          retryable: refused before any work
     ├── NoReadyReplica     no_ready_replica    retryable: nobody can answer just now
     ├── WorkerError        worker_error        retryable: the engine failed
+    │   ├── WorkerUnreachable                  the connection failed before a byte came back
+    │   └── WorkerRefused                      the engine refuses these prompts: not retryable
     ├── DeadlineExceeded   deadline_exceeded
     ├── InvalidOutput      invalid_output      the specialist broke its schema twice
     └── InternalError      internal_error      a fault of ours
@@ -118,6 +120,16 @@ class WorkerError(RequestError):
 
     code = "worker_error"
     retryable = True
+
+
+class WorkerUnreachable(WorkerError):
+    """The connection to the replica failed before a byte came back."""
+
+
+class WorkerRefused(WorkerError):
+    """The engine refuses the prompts themselves (a 4xx); another replica would, too."""
+
+    retryable = False
 
 
 class DeadlineExceeded(RequestError):
