@@ -1,0 +1,1 @@
+"""Workers: what they are asked, which of their replicas serve, and a fake one."""
