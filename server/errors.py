@@ -9,7 +9,8 @@ FleetError
     ├── InputTooLong       input_too_long      more tokens than the specialist reads
     ├── UnknownTask        unknown_task        names near misses
     ├── UnknownVariant     unknown_variant
-    ├── NotFound           not_found           no such path, or no such method on it
+    ├── NotFound           not_found           no such path
+    ├── MethodNotAllowed   method_not_allowed  the path is there, but not for that method
     ├── Overloaded         overloaded          retryable: refused before any work
     ├── NoReadyReplica     no_ready_replica    retryable: nobody can answer just now
     ├── WorkerError        worker_error        retryable: the engine failed
@@ -96,9 +97,15 @@ class UnknownVariant(RequestError):
 
 
 class NotFound(RequestError):
-    """There is nothing at that path, or not with that method."""
+    """There is nothing at that path."""
 
     code = "not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """There is something at that path, but not for that method."""
+
+    code = "method_not_allowed"
 
 
 class Overloaded(RequestError):

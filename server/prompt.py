@@ -16,8 +16,7 @@ class PromptTemplate:
     """A card's template over a tokenizer.
 
     Control tokens come from the template alone. Text, the caller's above all, is encoded with
-    special tokens switched off, so `<end_of_turn>` in an input is eleven ordinary characters'
-    worth of tokens. Neighbouring text pieces are joined before they are encoded, as they were
+    special tokens switched off, so `<end_of_turn>` in an input is thirteen ordinary characters. Neighbouring text pieces are joined before they are encoded, as they were
     when the checkpoint learned its template.
     """
 

@@ -29,7 +29,7 @@ class Request:
     task: str
     input: Input
     deadline: float
-    """When the answer is worthless: seconds on the event loop's monotonic clock."""
+    """When the answer is worthless: seconds on `time.monotonic`."""
     subject: str | None = None
     """Sticky key: the same subject always falls to the same variant."""
     variant: str | None = None

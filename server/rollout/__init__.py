@@ -1,0 +1,1 @@
+"""Which variant a request falls to."""

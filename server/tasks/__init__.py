@@ -1,0 +1,1 @@
+"""Tasks: what a specialist is asked, and what its tokens mean."""
