@@ -1,0 +1,1 @@
+"""Synthetic, labelled examples for the demonstration specialists, made from nothing."""

@@ -1,0 +1,91 @@
+"""The review task: one short review is positive, neutral or negative."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Iterator
+
+from server.demo.frames import Book, Split, Writer, balanced, noisy
+from server.types import Example
+
+DESCRIPTION = "Whether a customer's review is positive, neutral or negative."
+
+LABELS: dict[str, str] = {
+    "positive": "The writer is pleased, on balance, and would choose it again.",
+    "neutral": "The writer only states facts, is indifferent, or praises and blames evenly.",
+    "negative": "The writer is displeased, on balance, and would not choose it again.",
+}
+
+TRY: tuple[str, ...] = (
+    "Bought these headphones for my commute and I still grin every morning.",
+    "Looked lovely on the website, but the handle snapped on the second day.",
+    "The room was clean, breakfast was so-so, nothing I would remember.",
+    "I wouldn't say it's terrible, but I certainly won't be ordering from there again.",
+    "Can't believe how quick and friendly the repair was, thank you!",
+)
+
+OPEN_SLOTS = ("item", "part", "name", "brand", "city", "who", "staff", "stuff", "colour")
+
+_TOPICS = ("product", "food", "stay", "app", "media", "service")
+_WEIGHTS = (30, 18, 12, 14, 12, 14)
+_SIZES = (("short", 0.14), ("one", 0.42), ("two", 0.29), ("three", 0.15))
+_TRIES = 12
+
+
+@functools.cache
+def book() -> Book:
+    """The frames and words of the review task, read once."""
+    return Book.load("sentiment_words", "sentiment_frames", open_slots=OPEN_SLOTS)
+
+
+def rows(split: Split, count: int, seed: int) -> Iterator[Example]:
+    """`count` labelled reviews of a split, balanced over the labels, the same for a seed."""
+    rng = random.Random(f"sentiment {split} {seed}")
+    seen: set[str] = set()
+    for label in balanced(tuple(LABELS), count, rng):
+        text = ""
+        for _ in range(_TRIES):
+            text = _review(label, split, rng)
+            if text not in seen:
+                break
+        seen.add(text)
+        yield Example(input=text, output=label)
+
+
+def documents(count: int, seed: int) -> Iterator[str]:
+    """`count` training reviews as plain text, to learn the language from."""
+    for example in rows("train", count, seed):
+        assert isinstance(example.input, str)
+        yield example.input
+
+
+def _review(label: str, split: Split, rng: random.Random) -> str:
+    (topic,) = rng.choices(_TOPICS, _WEIGHTS)
+    writer = Writer(book(), split, rng, topic, steady=("item",))
+    (size,) = rng.choices([name for name, _ in _SIZES], [weight for _, weight in _SIZES])
+    full = book().group(label, split), book().group(f"{label}.{topic}", split)
+    short = book().group(f"{label}.short", split)
+    facts = book().group("facts", split)
+
+    def main() -> str:
+        general, special = full
+        own = special and rng.random() < (0.4 if label == "neutral" else 0.3)
+        return rng.choice(special if own else general)
+
+    if size == "short":
+        frames = [rng.choice(short)]
+    elif size == "one":
+        frames = [main()]
+    elif size == "two":
+        second = main() if rng.random() < 0.75 else rng.choice(short)
+        frames = [main(), second]
+        if facts and rng.random() < 0.35:
+            frames[0] = rng.choice(facts)
+    else:
+        frames = [main(), main(), rng.choice(short) if rng.random() < 0.4 else main()]
+        if facts and rng.random() < 0.45:
+            frames[0] = rng.choice(facts)
+    frames = list(dict.fromkeys(frames))
+    text = " ".join(writer.write(frame) for frame in frames)
+    return noisy(text, rng)
