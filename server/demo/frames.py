@@ -187,9 +187,11 @@ class Writer:
         self._used: dict[str, set[str]] = {}
         self._steady = steady
         self._last: dict[str, str] = {}
+        self._here: set[str] = set()
 
     def write(self, frame: str) -> str:
         """The frame with its slots filled and its choices made, with capitals where due."""
+        self._here.clear()
         return tidy(self._expand(_parse(frame)))
 
     def _expand(self, nodes: tuple[_Node, ...]) -> str:
@@ -206,8 +208,10 @@ class Writer:
     def _word(self, slot: _Slot) -> str:
         if slot.bound is not None and (slot.name, slot.bound) in self._bound:
             return self._bound[slot.name, slot.bound]
-        if slot.name in self._last and self._rng.random() < 0.85:
+        if slot.name in self._last and slot.name not in self._here and self._rng.random() < 0.85:
+            self._here.add(slot.name)
             return self._last[slot.name]
+        self._here.add(slot.name)
         words, kept = self._book.pool(slot.name, self._topic, self._split)
         used = self._used.setdefault(slot.name, set())
         if kept and self._rng.random() < 0.5:

@@ -56,8 +56,7 @@ def rows(split: Split, count: int, seed: int) -> Iterator[Example]:
 def documents(count: int, seed: int) -> Iterator[str]:
     """`count` training reviews as plain text, to learn the language from."""
     for example in rows("train", count, seed):
-        assert isinstance(example.input, str)
-        yield example.input
+        yield str(example.input)
 
 
 def _review(label: str, split: Split, rng: random.Random) -> str:
