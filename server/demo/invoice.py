@@ -227,7 +227,7 @@ class _Paper:
                 r"\[([^\[\]]*)\]", lambda hit: self._rng.choice(hit[1].split("|")), text, count=1
             )
         text = re.sub(r"\{(\w+)\}", lambda hit: self.value(hit[1]), text)
-        return text.replace("..", ".")
+        return text.replace("..", ".").strip()
 
     def value(self, key: str) -> str:
         """Return what stands for a key: the same text each time within one paper."""
