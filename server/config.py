@@ -285,12 +285,14 @@ def _explain(fault: ErrorDetails, path: Path, overridden: Mapping[str, str]) -> 
 def _siblings(keys: list[str]) -> list[str]:
     """Return the keys that the table at `keys` may have."""
     model: type[BaseModel] = FleetConfig
-    named = {"workers": WorkerConfig, "tasks": TaskConfig, "variants": VariantConfig}
+    named: dict[str, type[BaseModel]] = {
+        "gateway": GatewayConfig,
+        "workers": WorkerConfig,
+        "tasks": TaskConfig,
+        "variants": VariantConfig,
+    }
     for key in keys:
-        if key == "gateway":
-            model = GatewayConfig
-        elif key in named:
-            model = named[key]
+        model = named.get(key, model)
     return [name for name in model.model_fields if name != "path"]
 
 

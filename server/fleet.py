@@ -44,13 +44,13 @@ class Worker:
     ports: tuple[int, ...]
     """One a local replica; empty for a worker that runs elsewhere."""
     adapters: tuple[Specialist, ...]
-    full: Specialist | None
-    """The specialist that the model itself is, if it is one."""
+    full: tuple[Specialist, ...]
+    """The specialists that the model itself is: one fine-tune, or several ways to prompt it."""
 
     @property
     def specialists(self) -> tuple[Specialist, ...]:
         """Every specialist that each replica must prove."""
-        return self.adapters if self.full is None else (self.full, *self.adapters)
+        return (*self.full, *self.adapters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +83,16 @@ def resolve(config: FleetConfig) -> Fleet:
     variants: dict[str, tuple[Variant, ...]] = {}
     for task in config.tasks:
         found = []
-        for name, where, worker, weight in _arms(config, task):
+        for arm, where, home, weight in _arms(config, task):
             path = (config.root / where).resolve()
             try:
                 loaded[path] = loaded.get(path) or specialist.load(path)
             except ConfigError as error:
                 faults += error.faults
                 continue
-            found.append(Variant(task, name, loaded[path], worker, weight))
+            found.append(Variant(task, arm, loaded[path], home, weight))
         variants[task] = tuple(found)
+        faults += _unlike_stable(config, found)
     everyone = [variant for arms in variants.values() for variant in arms]
     workers = {}
     for name, ports in {**dict.fromkeys(config.workers, ()), **config.ports()}.items():
@@ -122,14 +123,13 @@ def _worker(
     section = config.workers[name]
     directory = (config.root / section.model).resolve()
     specialists = {variant.specialist.id: variant.specialist for variant in variants}
-    full = [one for one in specialists.values() if one.card.form == "full"]
     return Worker(
         name=name,
         config=section,
         model=str(directory) if directory.is_dir() else section.model,
         ports=ports,
         adapters=tuple(one for one in specialists.values() if one.card.form == "adapter"),
-        full=full[0] if full else None,
+        full=tuple(one for one in specialists.values() if one.card.form == "full"),
     )
 
 
@@ -178,6 +178,25 @@ def _misfits(
                 f"{variant.worker!r} serves ({worker.config.model!r}, "
                 f"{worker.config.revision or 'by content'}): train it again or name its base"
             )
+
+
+def _unlike_stable(config: FleetConfig, arms: list[Variant]) -> Iterator[str]:
+    """Yield how a task's variants differ in what callers see: that must be the same in all."""
+    for arm in arms[1:]:
+        first, other = arms[0].specialist.card, arm.specialist.card
+        seen = {
+            "kind": (first.kind, other.kind),
+            "labels": ([one.label for one in first.labels], [one.label for one in other.labels]),
+            "schema": (first.schema_, other.schema_),
+            "input_schema": (first.input_schema, other.input_schema),
+        }
+        for key, (ours, theirs) in seen.items():
+            if ours != theirs:
+                yield (
+                    f"{config.path}: {arm.key}.specialist: its `{key}` is not that of "
+                    f"{arms[0].specialist.id}: callers of one task must not see a difference, "
+                    "so make it a task of its own"
+                )
 
 
 def _is_the_model(one: Specialist, worker: Worker) -> bool:

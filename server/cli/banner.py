@@ -31,6 +31,6 @@ def banner(fleet: Fleet, seconds: float) -> str:
         body = json.dumps({"input": example}, ensure_ascii=False)
         if card.kind == "generate":
             body = f'{body[:-1]}, "stream": true}}'
-        lines.append(f"    curl -sN {url}/v1/tasks/{name} --json {shlex.quote(body)}\n")
+        lines.append(f"    curl -sN {url}/v1/tasks/{name} -d {shlex.quote(body)}\n")
     lines.append(f"  Try them on a page: {url}/   metrics: {url}/metrics   Ctrl-C ends it.")
     return "\n".join(lines)

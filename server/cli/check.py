@@ -18,7 +18,7 @@ from server.supervisor import vllm
 @click.command()
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="Print the resolved fleet as JSON.")
-@click.option("--commands", is_flag=True, help="Print the command line of every worker's replica.")
+@click.option("--commands", is_flag=True, help="Print the command line of every replica run here.")
 @click.option("--no-tokenizers", is_flag=True, help="Leave out the tokenizers (and the hub).")
 def check(config_path: Path, as_json: bool, commands: bool, no_tokenizers: bool) -> None:
     """Check fleet.toml and every specialist it names; print the resolved fleet.
@@ -30,7 +30,7 @@ def check(config_path: Path, as_json: bool, commands: bool, no_tokenizers: bool)
         create_app(fleet)  # reads every tokenizer and builds every task, without serving
     if commands:
         for worker in fleet.workers.values():
-            for replica in range(max(1, len(worker.ports))):
+            for replica in range(len(worker.ports)):
                 click.echo(_command_line(worker, replica))
     elif as_json:
         click.echo(json.dumps(resolved(fleet), indent=2))

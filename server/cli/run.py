@@ -8,7 +8,7 @@ import math
 import signal
 import socket
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def workers(config_path: Path, log_level: str, die_with_parent: bool) -> None:
 
 
 def _run(
-    main: Callable[[Fleet], Awaitable[None]], config_path: Path, log_level: str, with_parent: bool
+    main: Callable[[Fleet], Coroutine[Any, Any, None]], config_path: Path, log_level: str, with_parent: bool
 ) -> None:
     if with_parent:
         parent.die_with_parent()

@@ -30,7 +30,7 @@ def command(worker: Worker, replica: int) -> list[str]:
     Raises:
         ConfigError: an adapter's own configuration is missing or asks for an impossible rank.
     """
-    names = [worker.name, *([worker.full.id] if worker.full else [])]
+    names = [worker.name, *(one.id for one in worker.full)]
     # The console command `vllm` fails on the CPU build, which is a distribution of another name.
     # With -P, no directory named like one of vLLM's modules can stand in its way.
     line = [sys.executable, "-P", "-m", "vllm.entrypoints.openai.api_server"]

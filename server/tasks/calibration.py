@@ -46,7 +46,8 @@ def choice_logprobs(
     in view has -inf. No choice may begin another one.
     """
     mass = dict.fromkeys(choices, 0.0)
-    ahead, taken = 1.0, []
+    ahead = 1.0
+    taken: list[int] = []
     for step in steps:
         text = _readable(decode(taken))
         for token_id, logprob in step.logprobs.items():

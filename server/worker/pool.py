@@ -42,6 +42,8 @@ from server.worker.standing import (
     transition,
 )
 
+__all__ = ["Pool", "PoolObserver", "Replica"]
+
 logger = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT_SECONDS = 1.2
@@ -192,9 +194,8 @@ class Pool:
         return await prove(self._client, replica.url, specialist, probes, base=base)
 
     def _base_name(self, worker: str, names: frozenset[str]) -> str | None:
-        full = self._workers[worker].full
-        name = worker if full is None else full.id
-        return name if name in names else None
+        known = (worker, *(one.id for one in self._workers[worker].full))
+        return next((name for name in known if name in names), None)
 
     def _apply(self, replica: Replica, event: Event) -> None:
         """Move a replica to its next standing and tell whoever listens what changed."""
