@@ -75,11 +75,11 @@ def _invalid(kind: str, loc: tuple[int | str, ...], message: str) -> InvalidRequ
     # Positions inside a caller's list or object, and pydantic's branch names, are no parameters.
     param = str(loc[0])[:100] if loc else None
     text = message.removeprefix("Value error, ")
-    if kind == "extra_forbidden":
+    if kind == "model_type":
+        text = 'the body must be an object such as {"input": "..."}'
+    elif kind == "extra_forbidden":
         known = ", ".join(TaskRequest.model_fields)
         text = f"unknown field; a request may have: {known}"
-    elif kind == "recursion_loop" or "recursion" in text:
-        text = "nested too deeply"
     where = f"{param}: " if param else ""
     return InvalidRequest(f"{where}{text[:1].lower()}{text[1:]}", param=param)
 
