@@ -1,7 +1,8 @@
 """A vLLM general plugin: vLLM calls `register` at the start of each of its processes.
 
 Each cure looks first whether its fault is there, so that the plugin does nothing on other builds.
-`FLEET_ENGINE_PLUGIN=off` leaves vLLM as it is, for comparison.
+For comparison, `FLEET_ENGINE_PLUGIN=off` leaves vLLM as it is, and `stock-lora` leaves it its LoRA
+operators alone (without the AMX cure, some machines could not run the other side at all).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _WATCH = "end-with-parent"
 
 def register() -> None:
     """Cure what ails this process; safe to call again."""
-    if os.environ.get(SWITCH) == "off":
+    switch = os.environ.get(SWITCH)
+    if switch == "off":
         return
     end_with_parent()
     allow_many_labels()
@@ -33,7 +35,8 @@ def register() -> None:
 
     if current_platform.is_cpu():
         ask_for_amx()
-        group_lora()
+        if switch != "stock-lora":
+            group_lora()
 
 
 def ask_for_amx() -> None:
