@@ -58,7 +58,9 @@ class TokenClassifier:
 
     def __init__(self, card: SpecialistCard) -> None:
         self._labels = [label.label for label in card.labels]
-        self._token_ids = [token_id for one in card.labels if (token_id := one.token_id) is not None]
+        self._token_ids = [
+            token_id for one in card.labels if (token_id := one.token_id) is not None
+        ]
         self._temperature = card.calibration.temperature
         self.decoding = ScoreTokens(tuple(self._token_ids))
 
@@ -101,7 +103,9 @@ class Tagger:
         assert card.none_token_id is not None
         self._none = card.none_token_id
         self._labels = card.labels
-        self._token_ids = [token_id for one in card.labels if (token_id := one.token_id) is not None]
+        self._token_ids = [
+            token_id for one in card.labels if (token_id := one.token_id) is not None
+        ]
         self._temperature = card.calibration.temperature
         self.decoding = ScoreTokens((*self._token_ids, self._none))
 
@@ -148,8 +152,7 @@ class Extractor:
         if fault is not None:
             where = "".join(f"[{part!r}]" for part in fault.absolute_path) or "the whole"
             raise InvalidOutput(
-                f"the specialist's answer breaks the task's schema at {where} "
-                f"({fault.validator})"
+                f"the specialist's answer breaks the task's schema at {where} ({fault.validator})"
             )
         return Extracted(data)
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from jsonschema import Draft202012Validator
-from tokenizers import Tokenizer
 
 from server.errors import ConfigError, InputTooLong, InvalidRequest, UnknownTask, UnknownVariant
 from server.fleet import Fleet, Variant
-from server.prompt import PromptTemplate, plain_text_tokenizer
+from server.prompt import PromptTemplate
 from server.specialist import Specialist, SpecialistCard
 from server.tasks.answer import Reader, reader
+from server.tasks.tokenizer import FromHub, TaskTokenizer, TokenizerShelf
 from server.types import Input, Prompt
 
 # Longer texts are encoded in a thread (the tokenizer lets go of the GIL): about 2 ms' worth.
@@ -121,7 +120,9 @@ class TaskRegistry:
         if task is not None:
             return task
         near = difflib.get_close_matches(name[:100], self._tasks, n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "GET /v1/tasks lists all"
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?" if near else "GET /v1/tasks lists all"
+        )
         raise UnknownTask(_shortened(f"there is no task {name!r}; {hint}"), param="task")
 
     def served(self) -> Iterator[ServedVariant]:
@@ -130,46 +131,28 @@ class TaskRegistry:
             yield from task.variants
 
 
-class TaskTokenizer:
-    """A tokenizer for callers' text, shared by every variant that reads the same file."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.longest_piece = max((len(piece) for piece in tokenizer.get_vocab()), default=1)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of token ids, control tokens left out."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text
-
-
-def build(fleet: Fleet, from_hub: Callable[[str, str | None], Path]) -> TaskRegistry:
+def build(fleet: Fleet, from_hub: FromHub) -> TaskRegistry:
     """Make every task of the fleet ready to be asked.
-
-    `from_hub` finds a `tokenizer.json` by model id and revision when no local directory has one.
 
     Raises:
         ConfigError: a tokenizer is missing or does not fit a card.
     """
     faults: list[str] = []
-    tokenizers: dict[Path, TaskTokenizer] = {}
+    shelf = TokenizerShelf(fleet, from_hub)
     tasks = []
     for name, variants in fleet.variants.items():
         served = []
         for variant in variants:
-            worker = fleet.workers[variant.worker]
             try:
-                file = fleet.tokenizer_file(variant) or from_hub(
-                    worker.model, worker.config.revision
-                )
-                if file not in tokenizers:
-                    tokenizers[file] = TaskTokenizer(plain_text_tokenizer(file.read_text()))
-                served.append(ServedVariant(variant, tokenizers[file]))
-                faults += _card_faults(variant.specialist, tokenizers[file])
+                tokenizer = shelf.of(variant)
+                faults += _card_faults(variant.specialist, tokenizer)
+                served.append(ServedVariant(variant, tokenizer))
             except ConfigError as error:
-                faults += [f"{variant.specialist.path}: {fault}" for fault in error.faults]
+                faults += error.faults
         if served:
-            described = fleet.config.tasks[name].description or served[0].specialist.card.description
+            described = (
+                fleet.config.tasks[name].description or served[0].specialist.card.description
+            )
             tasks.append(Task(name, described, tuple(served)))
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
