@@ -85,9 +85,7 @@ def create_app(
         openapi_url="/openapi.json",
     )
     app.include_router(tasks_api.router(gateway, tasks, config))
-    app.include_router(
-        ops.router(fleet, tasks, pool, metrics, books, draining or Draining())
-    )
+    app.include_router(ops.router(fleet, tasks, pool, metrics, books, draining or Draining()))
     app.include_router(ops.page())
     app.add_exception_handler(RequestError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_unrouted)
@@ -135,7 +133,9 @@ async def _answer_unrouted(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "another method")
-        fault: RequestError = MethodNotAllowed(f"{request.method} is not for this path: {allowed} is")
+        fault: RequestError = MethodNotAllowed(
+            f"{request.method} is not for this path: {allowed} is"
+        )
     else:
         fault = NotFound("there is nothing at this path; GET /openapi.json lists what there is")
     return error_response(fault, request.state.request_id)

@@ -101,7 +101,7 @@ def resolve(config: FleetConfig) -> Fleet:
         if worker.config.local and not _is_model(worker.model, config.root):
             faults.append(
                 f"{config.path}: workers.{name}.model: {worker.config.model!r} is neither a "
-                "directory with a config.json nor a hub id such as \"google/gemma-3-270m-it\""
+                'directory with a config.json nor a hub id such as "google/gemma-3-270m-it"'
             )
     faults += _misfits(config, everyone, workers)
     if faults:
@@ -157,7 +157,7 @@ def _misfits(
             if not _is_the_model(one, worker):
                 yield (
                     f"{where}.worker: {one.id} is a full model and needs a worker of its own with "
-                    f"`model = \"{one.path.name}\"`; {variant.worker!r} serves "
+                    f'`model = "{one.path.name}"`; {variant.worker!r} serves '
                     f"{worker.config.model!r}"
                 )
             continue

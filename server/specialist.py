@@ -169,7 +169,9 @@ class SpecialistCard(_Closed):
                 except SchemaError as error:
                     raise ValueError(f"`{key}` is no JSON Schema: {error.message}") from None
         if not any(isinstance(piece, InputPiece) for piece in self.prompt):
-            raise ValueError("`prompt` has no piece {\"input\": ...}: the caller's text goes nowhere")
+            raise ValueError(
+                '`prompt` has no piece {"input": ...}: the caller\'s text goes nowhere'
+            )
         if self.form == "adapter" and not self.golden:
             raise ValueError(
                 "an adapter needs `golden` probes: without them one that silently answers like "
@@ -230,7 +232,9 @@ def load(path: Path, *, verify: bool = True) -> Specialist:
     try:
         card = SpecialistCard.model_validate_json(card_path.read_bytes())
     except FileNotFoundError:
-        raise ConfigError([f"{card_path}: not there; a specialist is a directory with one"]) from None
+        raise ConfigError(
+            [f"{card_path}: not there; a specialist is a directory with one"]
+        ) from None
     except OSError as error:
         raise ConfigError([f"{card_path}: cannot be read: {error.strerror}"]) from None
     except ValidationError as error:

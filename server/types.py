@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 Input: TypeAlias = str | Mapping[str, Any]
 """What a caller asks about: one text, or an object with the task's fields."""
 
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One labelled row: an input and the output that a specialist should give."""

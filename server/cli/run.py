@@ -66,7 +66,10 @@ def workers(config_path: Path, log_level: str, die_with_parent: bool) -> None:
 
 
 def _run(
-    main: Callable[[Fleet], Coroutine[Any, Any, None]], config_path: Path, log_level: str, with_parent: bool
+    main: Callable[[Fleet], Coroutine[Any, Any, None]],
+    config_path: Path,
+    log_level: str,
+    with_parent: bool,
 ) -> None:
     if with_parent:
         parent.die_with_parent()
@@ -126,9 +129,7 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def _gateway(
-    fleet: Fleet, metrics: Metrics, stop: asyncio.Event
-) -> AsyncGenerator[None]:
+async def _gateway(fleet: Fleet, metrics: Metrics, stop: asyncio.Event) -> AsyncGenerator[None]:
     """Serve HTTP for as long as the block runs; then let requests in flight finish."""
     gateway = fleet.config.gateway
     draining = Draining()

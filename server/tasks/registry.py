@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from server.errors import ConfigError, InputTooLong, InvalidRequest, UnknownTask, UnknownVariant
 from server.fleet import Fleet, Variant
 from server.prompt import PromptTemplate
-from server.specialist import Specialist, SpecialistCard
+from server.specialist import SpecialistCard
 from server.tasks.answer import Reader, reader
 from server.tasks.tokenizer import FromHub, TaskTokenizer, TokenizerShelf
 from server.types import Input, Prompt
@@ -144,9 +144,7 @@ def build(fleet: Fleet, from_hub: FromHub) -> TaskRegistry:
         served = []
         for variant in variants:
             try:
-                tokenizer = shelf.of(variant)
-                faults += _card_faults(variant.specialist, tokenizer)
-                served.append(ServedVariant(variant, tokenizer))
+                served.append(_serve(variant, shelf.of(variant)))
             except ConfigError as error:
                 faults += error.faults
         if served:
@@ -159,12 +157,17 @@ def build(fleet: Fleet, from_hub: FromHub) -> TaskRegistry:
     return TaskRegistry(tasks)
 
 
-def _card_faults(specialist: Specialist, tokenizer: TaskTokenizer) -> Iterator[str]:
+def _serve(variant: Variant, tokenizer: TaskTokenizer) -> ServedVariant:
+    path, card = variant.specialist.path, variant.specialist.card
     size = tokenizer.tokenizer.get_vocab_size(with_added_tokens=True)
-    ids = [label.token_id for label in specialist.card.labels]
-    for token_id in (*ids, specialist.card.none_token_id):
-        if token_id is not None and token_id >= size:
-            yield f"{specialist.path}: labels: token {token_id} is beyond the tokenizer's {size}"
+    ids = [*(label.token_id for label in card.labels), card.none_token_id]
+    beyond = [token_id for token_id in ids if token_id is not None and token_id >= size]
+    if beyond:
+        raise ConfigError([f"{path}: labels: token {beyond[0]} is beyond the tokenizer's {size}"])
+    try:
+        return ServedVariant(variant, tokenizer)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {fault}" for fault in error.faults]) from None
 
 
 def _too_long(tokens: str, limit: int) -> InputTooLong:

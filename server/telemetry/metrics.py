@@ -66,7 +66,7 @@ class Metrics:
 
     def __init__(self, fleet: Fleet) -> None:
         # `_created` would double the series, and nobody asks a dashboard for it.
-        disable_created_metrics()
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
