@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server import __version__
-from server.api import ops, tasks as tasks_api
+from server.api import ops
+from server.api import tasks as tasks_api
 from server.api.middleware import RequestFrame
 from server.api.responses import error_response
 from server.api.schemas import add_tasks

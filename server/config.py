@@ -6,6 +6,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -174,7 +175,7 @@ class FleetConfig(_Section):
         for name, worker in local.items():
             if worker.port is None:
                 free = (port for port in range(FIRST_WORKER_PORT, 65536) if port not in taken)
-                chosen[name] = tuple(port for port, _ in zip(free, range(worker.replicas)))
+                chosen[name] = tuple(islice(free, worker.replicas))
                 taken.update(chosen[name])
         return {name: chosen[name] for name in local}
 

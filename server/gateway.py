@@ -66,15 +66,14 @@ class Gateway:
                 chunks = self._dispatcher.stream(
                     variant.variant, prompt, decoding, request.deadline, request.id
                 )
-                text = ""
+                output, usage = Generated("", "stop"), Usage()
                 async with aclosing(chunks):
                     async for chunk, call in chunks:
-                        text += chunk.text
+                        output = Generated(output.text + chunk.text, chunk.finish_reason or "stop")
+                        record.stages["worker"], usage = call.seconds, call.usage
                         if chunk.text:
                             yield chunk.text
-                record.add("worker", call.seconds)
-                output = Generated(text, chunk.finish_reason or "stop")
-                record.answer = self._answer(request, variant, output, call.usage, record, started)
+                record.answer = self._answer(request, variant, output, usage, record, started)
         yield record.answer
 
     def _resolve(self, request: Request, record: Record) -> Task:

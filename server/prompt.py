@@ -16,8 +16,9 @@ class PromptTemplate:
     """A card's template over a tokenizer.
 
     Control tokens come from the template alone. Text, the caller's above all, is encoded with
-    special tokens switched off, so `<end_of_turn>` in an input is thirteen ordinary characters. Neighbouring text pieces are joined before they are encoded, as they were
-    when the checkpoint learned its template.
+    special tokens switched off, so `<end_of_turn>` in an input is thirteen ordinary characters.
+    Neighbouring text pieces are joined before they are encoded, as they were when the checkpoint
+    learned its template.
     """
 
     def __init__(self, pieces: Iterable[Piece], tokenizer: Tokenizer) -> None:

@@ -25,7 +25,7 @@ TRY: tuple[str, ...] = (
     "Can't believe how quick and friendly the repair was, thank you!",
 )
 
-OPEN_SLOTS = ("item", "part", "name", "brand", "city", "who", "staff", "stuff", "colour")
+OPEN_SLOTS = ("item", "part", "name", "brand", "city", "who", "staff", "stuff", "colour", "items")
 
 _TOPICS = ("product", "food", "stay", "app", "media", "service")
 _WEIGHTS = (30, 18, 12, 14, 12, 14)
@@ -36,7 +36,7 @@ _TRIES = 12
 @functools.cache
 def book() -> Book:
     """The frames and words of the review task, read once."""
-    return Book.load("sentiment_words", "sentiment_frames", open_slots=OPEN_SLOTS)
+    return Book.load("sentiment_words", "sentiment_frames", "sentiment_more", open_slots=OPEN_SLOTS)
 
 
 def rows(split: Split, count: int, seed: int) -> Iterator[Example]:

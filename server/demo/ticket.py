@@ -40,7 +40,7 @@ _TRIES = 12
 @functools.cache
 def book() -> Book:
     """The frames and words of the ticket task, read once."""
-    return Book.load("ticket_words", "ticket_frames", open_slots=OPEN_SLOTS)
+    return Book.load("ticket_words", "ticket_frames", "ticket_more", open_slots=OPEN_SLOTS)
 
 
 def rows(split: Split, count: int, seed: int) -> Iterator[Example]:
