@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -28,8 +29,16 @@ ENV_PREFIX = "FLEET__"
 FIRST_WORKER_PORT = 8100
 STABLE = "stable"
 
+
+def _may_be_a_path(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("no path has a NUL character")
+    return text
+
+
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+Where = Annotated[str, Field(min_length=1), AfterValidator(_may_be_a_path)]
 Flag = str | int | float | bool | list[str | int | float]
 
 # The supervisor writes these itself; a second opinion in `args` could only contradict it.
@@ -42,7 +51,7 @@ OWN_FLAGS = frozenset(
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class GatewayConfig(_Section):
@@ -65,7 +74,7 @@ class GatewayConfig(_Section):
 class WorkerConfig(_Section):
     """One vLLM server: what it serves, and how it is run or reached."""
 
-    model: str = Field(min_length=1)
+    model: Where
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
     replicas: int = Field(default=1, ge=1, le=64)
     port: Port | None = None
@@ -125,7 +134,7 @@ class WorkerConfig(_Section):
 class VariantConfig(_Section):
     """A further specialist that takes a share of a task's requests."""
 
-    specialist: str = Field(min_length=1)
+    specialist: Where
     worker: Name | None = None
     """By default the task's worker."""
     weight: int = Field(default=0, ge=0, le=100)
@@ -136,7 +145,7 @@ class TaskConfig(_Section):
     """What callers ask for by name, and who answers."""
 
     description: str | None = None
-    specialist: str = Field(min_length=1)
+    specialist: Where
     worker: Name
     variants: dict[Name, VariantConfig] = {}
 
@@ -189,11 +198,11 @@ class FleetConfig(_Section):
                     yield from self._worker_faults(key, variant.worker)
         owners: dict[int, str] = {self.gateway.port: "gateway.port"}
         for name, ports in self.ports().items():
+            key = f"workers.{name}.port"
+            if ports and ports[-1] > 65535:
+                yield f"{key}: its {len(ports)} replicas run past port 65535: start lower"
             for port in ports:
-                key = f"workers.{name}.port"
-                if port > 65535:
-                    yield f"{key}: its {len(ports)} replicas run past port 65535: start lower"
-                elif port in owners:
+                if port in owners:
                     yield f"{key}: port {port} is taken by {owners[port]}: choose another"
                 owners.setdefault(port, key)
 
@@ -216,16 +225,21 @@ def load(path: Path, environ: Mapping[str, str]) -> FleetConfig:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: byte {error.start} is not UTF-8"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"{path}: no TOML: {error}"]) from None
+    except (ValueError, RecursionError) as error:  # tomllib lets int()'s and its own depth's out
+        raise ConfigError([f"{path}: no TOML: {_first_line(error)}"]) from None
     overridden = _override(document, environ)
+    if "path" in document:  # a field of ours, but no key of the file
+        advice = f"unknown key{_near('path', _siblings([]))}"
+        raise ConfigError([f"{_source('path', path, overridden)}: path: {advice}"])
     try:
         config = FleetConfig.model_validate({**document, "path": path.resolve()})
     except ValidationError as error:
-        raise ConfigError(
-            [_explain(fault, path, overridden) for fault in error.errors(include_url=False)]
-        ) from None
-    faults = [f"{path}: {fault}" for fault in config.cross_faults()]
+        explained = [_explain(fault, path, overridden) for fault in error.errors(include_url=False)]
+        raise ConfigError(list(dict.fromkeys(explained))) from None
+    faults = [
+        f"{_source(fault.partition(': ')[0], path, overridden)}: {fault}"
+        for fault in config.cross_faults()
+    ]
     if faults:
         raise ConfigError(faults)
     return config
@@ -238,13 +252,18 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
         parts = variable.removeprefix(ENV_PREFIX).split("__")
         if not variable.startswith(ENV_PREFIX) or not all(parts):
             continue
-        table, path = document, []
+        table = document
+        path: list[str] = []
         for position, part in enumerate(parts):
             # A variable's name has no dashes and no lower case: find the key it stands for.
             key = next((k for k in table if k.upper().replace("-", "_") == part), part.lower())
+            # But [workers.<name>.env] holds variables itself, and each of their values is text.
+            verbatim = position == 3 and path[0] == "workers" and path[2] == "env"
+            key = part if verbatim else key
             path.append(key)
             if position == len(parts) - 1:
-                table[key] = _toml_value(environ[variable])
+                text = environ[variable]
+                table[key] = text if verbatim else _toml_value(text)
             else:
                 table = table.setdefault(key, {})
                 if not isinstance(table, dict):
@@ -255,17 +274,33 @@ def _override(document: dict[str, Any], environ: Mapping[str, str]) -> dict[str,
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return document["value"] if len(document) == 1 else text
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _source(key: str, path: Path, overridden: Mapping[str, str]) -> str:
+    """Return what set `key` or its table: a variable, or else the file."""
+    parts = key.split(".")
+    prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((overridden[one] for one in prefixes if one in overridden), str(path))
 
 
 def _explain(fault: ErrorDetails, path: Path, overridden: Mapping[str, str]) -> str:
     # "[key]" marks a fault of a table's key itself, not of what it holds.
     keys = [str(part) for part in fault["loc"] if part != "[key]"]
     key = ".".join(keys) or "the file"
-    where = overridden.get(key, str(path))
+    where = _source(key, path, overridden)
     given = fault["input"]
+    if keys[:1] == ["workers"] and keys[2:3] == ["args"] and len(keys) > 3:
+        # pydantic has a fault for each type that a flag's value is not.
+        key = ".".join(keys[:4])
+        return f"{where}: {key}: must be text, a number, true, false or a list of texts and numbers"
     match fault["type"]:
         case "missing":
             advice = f"missing: write `{keys[-1]} = ...`"
@@ -275,11 +310,16 @@ def _explain(fault: ErrorDetails, path: Path, overridden: Mapping[str, str]) -> 
             advice = "names are lower-case letters, digits and dashes"
         case "too_short" if key in ("workers", "tasks"):
             advice = f"empty: the fleet needs at least one [{key}.<name>]"
+        case "dict_type" | "model_type":
+            advice = f"must be a table: write `[{key}]` and its keys below"
+        case "tuple_type":
+            advice = "must be a list: write `[...]`"
         case _:
             advice = fault["msg"].removeprefix("Value error, ")
             advice = advice[:1].lower() + advice[1:]
             if isinstance(given, str | int | float | bool):
-                advice += f" (it says {given!r})"
+                shown = repr(given)
+                advice += f" (it says {shown if len(shown) <= 80 else shown[:79] + '…'})"
     return f"{where}: {key}: {advice}"
 
 

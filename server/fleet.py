@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,11 +26,7 @@ class Variant:
     @property
     def key(self) -> str:
         """Where fleet.toml names it."""
-        return (
-            f"tasks.{self.task}"
-            if self.name == STABLE
-            else f"tasks.{self.task}.variants.{self.name}"
-        )
+        return _key(self.task, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +63,8 @@ class Fleet:
         None when only the hub has it (under the worker's `model` and `revision`).
         """
         homes = [variant.specialist.path, Path(self.workers[variant.worker].model)]
-        return next(
-            (home / "tokenizer.json" for home in homes if (home / "tokenizer.json").is_file()), None
-        )
+        files = [home / "tokenizer.json" for home in homes]
+        return next((file for file in files if _there(file.is_file)), None)
 
 
 def resolve(config: FleetConfig) -> Fleet:
@@ -85,6 +80,12 @@ def resolve(config: FleetConfig) -> Fleet:
         found = []
         for arm, where, home, weight in _arms(config, task):
             path = (config.root / where).resolve()
+            if not _there((path / specialist.CARD_NAME).is_file):
+                faults.append(
+                    f"{config.path}: {_key(task, arm)}.specialist: {where!r} is no directory with "
+                    f"a {specialist.CARD_NAME}: name one"
+                )
+                continue
             try:
                 loaded[path] = loaded.get(path) or specialist.load(path)
             except ConfigError as error:
@@ -109,6 +110,17 @@ def resolve(config: FleetConfig) -> Fleet:
     return Fleet(config, variants, {name: workers[name] for name in config.workers})
 
 
+def _key(task: str, variant: str) -> str:
+    return f"tasks.{task}" if variant == STABLE else f"tasks.{task}.variants.{variant}"
+
+
+def _there(is_one: Callable[[], bool]) -> bool:
+    try:
+        return is_one()
+    except OSError:  # a name too long, a directory that may not be entered
+        return False
+
+
 def _arms(config: FleetConfig, task_name: str) -> Iterator[tuple[str, str, str, int]]:
     task = config.tasks[task_name]
     rest = 100 - sum(variant.weight for variant in task.variants.values())
@@ -126,7 +138,7 @@ def _worker(
     return Worker(
         name=name,
         config=section,
-        model=str(directory) if directory.is_dir() else section.model,
+        model=str(directory) if _there(directory.is_dir) else section.model,
         ports=ports,
         adapters=tuple(one for one in specialists.values() if one.card.form == "adapter"),
         full=tuple(one for one in specialists.values() if one.card.form == "full"),
@@ -134,11 +146,11 @@ def _worker(
 
 
 def _is_model(model: str, root: Path) -> bool:
-    if Path(model).is_dir():
-        return (Path(model) / "config.json").is_file()
+    if _there(Path(model).is_dir):
+        return _there((Path(model) / "config.json").is_file)
     # A hub id is "owner/name"; where "owner" is a directory here, a missing path was meant.
     owner, _, name = model.partition("/")
-    return bool(owner and name) and "/" not in name and not (root / owner).is_dir()
+    return bool(owner and name) and "/" not in name and not _there((root / owner).is_dir)
 
 
 def _misfits(
@@ -163,7 +175,7 @@ def _misfits(
             continue
         base = one.card.base_model
         weights = Path(worker.model) / "model.safetensors"
-        if base.sha256 is not None and weights.is_file():
+        if base.sha256 is not None and _there(weights.is_file):
             if worker.model not in weights_sha256:
                 weights_sha256[worker.model] = specialist.file_sha256(weights)
             fits = weights_sha256[worker.model] == base.sha256

@@ -20,11 +20,12 @@ CARD_NAME = "specialist.json"
 Kind = Literal["classify", "tag", "extract", "generate"]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 TokenId = Annotated[int, Field(ge=0)]
 
 
 class _Closed(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class BaseModelRef(_Closed):
@@ -147,7 +148,7 @@ class SpecialistCard(_Closed):
     calibration: Calibration = Calibration()
     quality: Quality | None = None
     golden: tuple[Golden, ...] = ()
-    files: dict[str, Sha256] = {}
+    files: dict[FileName, Sha256] = {}
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -168,6 +169,8 @@ class SpecialistCard(_Closed):
                     Draft202012Validator.check_schema(schema)
                 except SchemaError as error:
                     raise ValueError(f"`{key}` is no JSON Schema: {error.message}") from None
+                except RecursionError:
+                    raise ValueError(f"`{key}` is nested too deeply") from None
         if not any(isinstance(piece, InputPiece) for piece in self.prompt):
             raise ValueError(
                 '`prompt` has no piece {"input": ...}: the caller\'s text goes nowhere'
@@ -259,11 +262,14 @@ def file_sha256(path: Path) -> str:
 
 def faults_of(error: ValidationError) -> list[str]:
     """Return one line per fault: the key's path, then what is wrong with it."""
-    return [
-        f"{'.'.join(str(part) for part in fault['loc']) or 'file'}: "
-        f"{fault['msg'].removeprefix('Value error, ')}"
-        for fault in error.errors(include_url=False, include_input=False)
-    ]
+    lines = []
+    for fault in error.errors(include_url=False, include_input=False):
+        loc, advice = fault["loc"], fault["msg"].removeprefix("Value error, ")
+        if loc[:1] == ("prompt",) and len(loc) > 2:
+            # pydantic has a fault for each sort of piece that this one is not.
+            loc, advice = loc[:2], 'write {"control": ...}, {"text": ...} or {"input": ...}'
+        lines.append(f"{'.'.join(map(str, loc)) or 'file'}: {advice}")
+    return list(dict.fromkeys(lines))
 
 
 def _unlike_listing(path: Path, card: SpecialistCard) -> Iterable[str]:
@@ -272,10 +278,16 @@ def _unlike_listing(path: Path, card: SpecialistCard) -> Iterable[str]:
         file = (path / name).resolve()
         if root not in file.parents:
             yield f"{path / CARD_NAME}: files: {name!r} lies outside the specialist's directory"
-        elif not file.is_file():
+            continue
+        try:
+            found = file_sha256(file)
+        except FileNotFoundError:
             yield f"{file}: not there, though {CARD_NAME} lists it"
-        elif file_sha256(file) != expected:
-            yield f"{file}: not the file that {CARD_NAME} lists (sha256 differs): build it anew"
+        except OSError as error:
+            yield f"{file}: cannot be read, though {CARD_NAME} lists it: {error.strerror}"
+        else:
+            if found != expected:
+                yield f"{file}: not the file that {CARD_NAME} lists (sha256 differs): build it anew"
 
 
 def _repeated(names: list[str]) -> str:
