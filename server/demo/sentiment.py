@@ -18,11 +18,11 @@ LABELS: dict[str, str] = {
 }
 
 TRY: tuple[str, ...] = (
-    "Bought these headphones for my commute and I still grin every morning.",
-    "Looked lovely on the website, but the handle snapped on the second day.",
-    "The room was clean, breakfast was so-so, nothing I would remember.",
-    "I wouldn't say it's terrible, but I certainly won't be ordering from there again.",
-    "Can't believe how quick and friendly the repair was, thank you!",
+    "The new tent kept all four of us dry through a stormy night, I'm over the moon.",
+    "Pretty cover, shame about the story. I gave up before lunch.",
+    "Our room faced the car park and breakfast ended at ten.",
+    "I wouldn't say it's terrible, but I certainly won't order from them again.",
+    "Best haircut I've had in ages, and she didn't even rush me!",
 )
 
 OPEN_SLOTS = ("item", "part", "name", "brand", "city", "who", "staff", "stuff", "colour", "items")
@@ -69,6 +69,8 @@ def _review(label: str, split: Split, rng: random.Random) -> str:
 
     def main() -> str:
         general, special = full
+        if label == "neutral" and facts and rng.random() < 0.12:
+            return rng.choice(facts)
         own = special and rng.random() < (0.4 if label == "neutral" else 0.3)
         return rng.choice(special if own else general)
 

@@ -25,11 +25,11 @@ LABELS: dict[str, str] = {
 }
 
 TRY: tuple[str, ...] = (
-    "Hi, my statement shows two payments to you on the same day. Is that a mistake?",
-    "Still no sign of the boots I bought, and the driver's page has said the same for a week.",
-    "the screen goes white as soon as i try to print a report",
-    "We have grown to forty people and would like to hear what your bigger plan costs.",
-    "I've just got married, could my surname be changed to Okafor in your system?",
+    "Hi, the amount on my May invoice isn't what we agreed on. Can somebody check it?",
+    "my boots left the warehouse ten days ago and nobody knows where they are",
+    "As soon as I add a picture, the whole report turns grey and I have to start again.",
+    "There will soon be fifty of us. What would that cost per month?",
+    "I'm not called Mrs Smith any more, could you put my new surname into your records?",
 )
 
 OPEN_SLOTS = ("name", "surname", "company", "city", "item", "street", "number", "language")
