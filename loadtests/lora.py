@@ -34,6 +34,7 @@ FIRST_TOKEN = 300
 """Below lie the control tokens and bytes of most vocabularies."""
 CHANGED = 0.05
 """A probability that moves by more than this is another answer, not rounding."""
+LIMIT = "without_lora"
 ARMS = {"stock": "stock-lora", "grouped": ""}
 """What FLEET_ENGINE_PLUGIN says in each arm."""
 
@@ -96,11 +97,23 @@ def question(model: str, labels: Sequence[int], prompt: Sequence[int]) -> Questi
 def mixed(worker: Worker, how_many: int, rng: random.Random) -> list[Question]:
     """Return requests over all adapters of `worker`, each with a prompt of its own."""
     size = vocabulary_size(Path(worker.model))
-    questions = []
-    for number in range(how_many):
-        one = worker.adapters[number % len(worker.adapters)]
-        questions.append(question(one.id, label_ids(worker, number), prompt(size, rng)))
-    return questions
+    return [
+        question(
+            worker.adapters[number % len(worker.adapters)].id,
+            label_ids(worker, number),
+            prompt(size, rng),
+        )
+        for number in range(how_many)
+    ]
+
+
+def bare(worker: Worker, how_many: int, rng: random.Random) -> list[Question]:
+    """Return requests for the base model alone: what no LoRA operator can surpass."""
+    size = vocabulary_size(Path(worker.model))
+    return [
+        question(worker.name, label_ids(worker, number), prompt(size, rng))
+        for number in range(how_many)
+    ]
 
 
 def label_ids(worker: Worker, number: int) -> list[int]:
@@ -153,8 +166,7 @@ async def probabilities(port: int, asked: Question) -> dict[str, float]:
 
 async def base_answers_changed(port: int, worker: Worker, rng: random.Random) -> int:
     """Count, out of 40, the base model's answers that change beside requests for adapters."""
-    size = vocabulary_size(Path(worker.model))
-    asked = [question(worker.name, label_ids(worker, 0), prompt(size, rng)) for _ in range(40)]
+    asked = bare(worker, 40, rng)
     noise = mixed(worker, 64, rng)
     alone = [await probabilities(port, one) for one in asked]
     async with asyncio.TaskGroup() as group:
@@ -183,24 +195,25 @@ def arms_of(fleet: Fleet, port: int) -> Fleet:
 
 async def measure(fleet: Fleet, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Run both arms; return the figures."""
-    rates: dict[str, list[float]] = {name: [] for name in fleet.workers}
+    rates: dict[str, list[float]] = {name: [] for name in (*fleet.workers, LIMIT)}
     changed = {}
     logs = fleet.config.root / ".fleet/bench/logs"
     async with Supervisor(fleet, log_dir=logs) as supervisor:
         failed = await supervisor.wait_ready()
         if failed:
             raise RuntimeError("\n".join(f"{one.worker}: {one.reason}" for one in failed))
-        questions = {
-            name: mixed(worker, 512, random.Random(1)) for name, worker in fleet.workers.items()
+        ports = {name: worker.ports[0] for name, worker in fleet.workers.items()}
+        turns = {
+            name: (ports[name], mixed(worker, 512, random.Random(1)))
+            for name, worker in fleet.workers.items()
         }
+        turns[LIMIT] = (ports["grouped"], bare(fleet.workers["grouped"], 512, random.Random(1)))
         for name, worker in fleet.workers.items():
-            changed[name] = await base_answers_changed(worker.ports[0], worker, random.Random(2))
-            await load(worker.ports[0], questions[name], options.callers, 1.0)
+            changed[name] = await base_answers_changed(ports[name], worker, random.Random(2))
+            await load(*turns[name], options.callers, 1.0)
         for _ in range(options.rounds):
-            for name, worker in fleet.workers.items():
-                rates[name].append(
-                    await load(worker.ports[0], questions[name], options.callers, options.seconds)
-                )
+            for name, turn in turns.items():
+                rates[name].append(await load(*turn, options.callers, options.seconds))
     median = {name: statistics.median(values) for name, values in rates.items()}
     ratio = median["grouped"] / median["stock"]
     return [

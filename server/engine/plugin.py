@@ -66,22 +66,24 @@ def allow_many_labels() -> None:
 
 
 def group_lora() -> None:
-    """Put the grouped LoRA operators in the place of vLLM's, if those are the ones we know."""
+    """Put grouped LoRA operators in the place of vLLM's, if those are the ones that we know."""
     from vllm.lora.punica_wrapper import punica_cpu
 
-    from server.engine import lora
+    from server.engine import linear, operators
 
-    for ours in lora.OPERATORS:
-        theirs = getattr(punica_cpu, ours.__name__, None)
-        if theirs is None or _arguments(theirs) != _arguments(ours):
+    wrapper = getattr(punica_cpu, "PunicaWrapperCPU", None)
+    ours = [(punica_cpu, one) for one in operators.OPERATORS] + [(wrapper, linear.add_lora_linear)]
+    for home, function in ours:
+        theirs = getattr(home, function.__name__, None)
+        if theirs is None or _arguments(theirs) != _arguments(function):
             logger.warning(
                 "this vLLM's %s is not the one that this plugin knows: its own LoRA operators "
                 "stay, slow, and wrong for requests without an adapter",
-                ours.__name__,
+                function.__name__,
             )
             return
-    for ours in lora.OPERATORS:
-        setattr(punica_cpu, ours.__name__, ours)
+    for home, function in ours:
+        setattr(home, function.__name__, function)
 
 
 def end_with_parent() -> None:

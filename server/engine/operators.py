@@ -3,7 +3,8 @@
 vLLM's own (`vllm.lora.ops.torch_ops`) copy a whole weight matrix for every token, and take the
 index -1 of a row without an adapter for Python's "last one". Here each adapter in the batch costs
 one matrix product per operator, and a row without an adapter is left alone. Names, arguments and
-rounding (products in the output's dtype) are those of vLLM.
+rounding (products in the output's dtype) are those of vLLM. The layers that most adapters change
+go a faster way still: `linear.py`.
 
 Shapes: inputs [rows, in], weights [slots, 1, out, in] or [slots, out, in], output [rows, >= out].
 """
@@ -11,22 +12,9 @@ Shapes: inputs [rows, in], weights [slots, 1, out, in] or [slots, out, in], outp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import lru_cache
-
 import torch
 
-NO_ADAPTER = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """The rows of a batch that belong to one adapter."""
-
-    slot: int
-    rows: slice | torch.Tensor
-    """A slice where they are neighbours: it costs no copy."""
+from server.engine.order import Order, Span, order_of_rows, order_of_runs
 
 
 def sgmv_shrink(
@@ -42,8 +30,8 @@ def sgmv_shrink(
     scaling: float,
 ) -> None:
     """Write `scaling * inputs @ A.T` for runs of rows that share an adapter."""
-    groups = _groups_of_runs(lora_indices_tensor, seq_len_tensor)
-    _shrink(inputs, lora_a_weights, output_tensor, groups, scaling)
+    order = order_of_runs(lora_indices_tensor, seq_len_tensor)
+    _shrink(inputs, lora_a_weights, output_tensor, order, scaling)
 
 
 def bgmv_shrink(
@@ -54,8 +42,8 @@ def bgmv_shrink(
     scaling: float = 1.0,
 ) -> None:
     """Write `scaling * inputs @ A.T` for rows that each name their adapter."""
-    groups = _groups_of_rows(lora_indices_tensor)
-    _shrink(inputs, lora_b_weights, output_tensor, groups, scaling)
+    order = order_of_rows(lora_indices_tensor)
+    _shrink(inputs, lora_b_weights, output_tensor, order, scaling)
 
 
 def sgmv_expand(
@@ -71,8 +59,8 @@ def sgmv_expand(
     add_inputs: bool = False,
 ) -> None:
     """Write or add `inputs @ B.T` for runs of rows that share an adapter."""
-    groups = _groups_of_runs(lora_indices_tensor, seq_len_tensor)
-    _expand(inputs, lora_b_weights, output_tensor, groups, add_inputs)
+    order = order_of_runs(lora_indices_tensor, seq_len_tensor)
+    _expand(inputs, lora_b_weights, output_tensor, order, add_inputs)
 
 
 def bgmv_expand(
@@ -83,8 +71,8 @@ def bgmv_expand(
     add_inputs: bool = True,
 ) -> None:
     """Write or add `inputs @ B.T` for rows that each name their adapter."""
-    groups = _groups_of_rows(lora_indices_tensor)
-    _expand(inputs, lora_b_weights, output_tensor, groups, add_inputs)
+    order = order_of_rows(lora_indices_tensor)
+    _expand(inputs, lora_b_weights, output_tensor, order, add_inputs)
 
 
 def sgmv_expand_slice(
@@ -102,9 +90,9 @@ def sgmv_expand_slice(
     add_inputs: bool = False,
 ) -> None:
     """Do what `sgmv_expand` does to some columns of the output."""
-    groups = _groups_of_runs(lora_indices_tensor, seq_len_tensor)
+    order = order_of_runs(lora_indices_tensor, seq_len_tensor)
     columns = output_tensor[:, slice_offset : slice_offset + slice_size]
-    _expand(inputs, lora_b_weights, columns, groups, add_inputs)
+    _expand(inputs, lora_b_weights, columns, order, add_inputs)
 
 
 def bgmv_expand_slice(
@@ -117,9 +105,9 @@ def bgmv_expand_slice(
     add_inputs: bool = True,
 ) -> None:
     """Do what `bgmv_expand` does to some columns of the output."""
-    groups = _groups_of_rows(lora_indices_tensor)
+    order = order_of_rows(lora_indices_tensor)
     columns = output_tensor[:, slice_offset : slice_offset + slice_size]
-    _expand(inputs, lora_b_weights, columns, groups, add_inputs)
+    _expand(inputs, lora_b_weights, columns, order, add_inputs)
 
 
 OPERATORS = (
@@ -136,63 +124,36 @@ def _shrink(
     inputs: torch.Tensor,
     weights: torch.Tensor,
     output: torch.Tensor,
-    groups: Iterable[Group],
+    order: Order,
     scaling: float,
 ) -> None:
-    for group in groups:
-        product = _product(inputs, weights, output.dtype, group)
-        output[group.rows, : product.shape[1]] = product.mul_(scaling)
+    for span in order.spans:
+        rows, product = _product(inputs, weights, output.dtype, order, span)
+        output[rows, : product.shape[1]] = product.mul_(scaling)
 
 
 def _expand(
     inputs: torch.Tensor,
     weights: torch.Tensor,
     output: torch.Tensor,
-    groups: Iterable[Group],
+    order: Order,
     add_inputs: bool,
 ) -> None:
-    for group in groups:
-        product = _product(inputs, weights, output.dtype, group)
+    for span in order.spans:
+        rows, product = _product(inputs, weights, output.dtype, order, span)
         # The adapter and the model may pad their outputs differently.
         width = min(product.shape[1], output.shape[1])
-        product, columns = product[:, :width], output[:, :width]
-        if not add_inputs:
-            columns[group.rows] = product
-        elif isinstance(group.rows, slice):
-            columns[group.rows] += product
-        else:
-            columns.index_add_(0, group.rows, product)
+        old = output[rows, :width] if add_inputs else 0
+        output[rows, :width] = product[:, :width] + old
 
 
 def _product(
-    inputs: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype, group: Group
-) -> torch.Tensor:
-    weight = weights[group.slot].to(dtype)
-    return inputs[group.rows].to(dtype) @ weight.view(weight.shape[-2:]).T
-
-
-def _groups_of_runs(slots: torch.Tensor, lengths: torch.Tensor) -> tuple[Group, ...]:
-    return _groups(tuple(slots.tolist()), tuple(lengths.tolist()))
-
-
-def _groups_of_rows(slots: torch.Tensor) -> tuple[Group, ...]:
-    runs, lengths = torch.unique_consecutive(slots, return_counts=True)
-    return _groups_of_runs(runs, lengths)
-
-
-# Every operator of every layer asks again for the same batch.
-@lru_cache(maxsize=8)
-def _groups(slots: tuple[int, ...], lengths: tuple[int, ...]) -> tuple[Group, ...]:
-    runs: dict[int, list[tuple[int, int]]] = {}
-    start = 0
-    for slot, length in zip(slots, lengths, strict=True):
-        if slot != NO_ADAPTER and length:
-            runs.setdefault(slot, []).append((start, start + length))
-        start += length
-    return tuple(Group(slot, _rows(spans)) for slot, spans in runs.items())
-
-
-def _rows(spans: list[tuple[int, int]]) -> slice | torch.Tensor:
-    if len(spans) == 1:
-        return slice(*spans[0])
-    return torch.cat([torch.arange(start, end) for start, end in spans])
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    dtype: torch.dtype,
+    order: Order,
+    span: Span,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows = order.rows[span.start : span.end]
+    weight = weights[span.slot].to(dtype)
+    return rows, inputs[rows].to(dtype) @ weight.view(weight.shape[-2:]).T
