@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -60,15 +61,15 @@ def running_engine(
         )
     try:
         engine = Engine(f"http://127.0.0.1:{port}", base, tuple(adapters), process)
-        _await_health(engine, log)
+        _await_models(engine, log)
         yield engine
     finally:
         reap(process)
 
 
 def free_port() -> int:
-    """Return a port on which nothing listens just now."""
-    for port in PORTS:
+    """Return a port on which nothing listens just now; two test runs seldom get the same."""
+    for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -108,14 +109,17 @@ def members(group: int) -> list[int]:
     return found
 
 
-def _await_health(engine: Engine, log: Path) -> None:
+def _await_models(engine: Engine, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if engine.process.poll() is not None:
             break
         try:
-            if httpx.get(f"{engine.url}/health", timeout=2, trust_env=False).status_code == 200:
-                return
+            served = httpx.get(f"{engine.url}/v1/models", timeout=5, trust_env=False).json()
+            names = [card["id"] for card in served["data"]]
+            if names != [engine.base, *engine.adapters]:
+                raise RuntimeError(f"somebody else listens at {engine.url}, and serves {names}")
+            return
         except httpx.TransportError:
             time.sleep(0.25)
     tail = log.read_text(errors="replace")[-4000:]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 
 import httpx
 
@@ -157,7 +157,7 @@ class WorkerClient:
         response = await self._send(method, url, content, request_id)
         try:
             if response.status_code != 200:
-                raise _refusal(response.status_code, await _read(response, _MAX_ERROR_BYTES))
+                raise _refusal(response.status_code, await _excerpt(response))
             yield response
         finally:
             await response.aclose()
@@ -185,6 +185,18 @@ class WorkerClient:
 
 async def _read(response: httpx.Response, limit: int) -> bytes:
     return b"".join([piece async for piece in _pieces(response, limit)])
+
+
+async def _excerpt(response: httpx.Response) -> bytes:
+    """Read the beginning of an error's body; the status counts, even if the rest never comes."""
+    body = b""
+    with suppress(WorkerError):
+        async with aclosing(_pieces(response, MAX_RESPONSE_BYTES)) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > _MAX_ERROR_BYTES:
+                    break
+    return body
 
 
 async def _pieces(response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:

@@ -15,8 +15,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from server.errors import WorkerError
 from server.types import Choose, Completion, Decoding, FinishReason, Prompt, ScoreTokens, Step
 
-MAX_SCORED_TOKENS = 128
-"""How many tokens one `ScoreTokens` may list (vLLM's MAX_LOGPROB_TOKEN_IDS)."""
 TOP_LOGPROBS = 20
 """How many tokens a `Choose` step reports (vLLM's default --max-logprobs)."""
 MASKED = -9999.0
@@ -139,11 +137,12 @@ def completions(
     Raises:
         WorkerError: the body is not what was asked for.
     """
-    choices = {choice.index: choice for choice in _read(_Response, body).choices}
-    if sorted(choices) != list(range(len(prompts))):
-        raise malformed(f"choices {sorted(choices)} for {len(prompts)} prompts")
+    choices = sorted(_read(_Response, body).choices, key=lambda choice: choice.index)
+    if [choice.index for choice in choices] != list(range(len(prompts))):
+        raise malformed(f"{len(choices)} choices, not one for each of {len(prompts)} prompts")
     return tuple(
-        _completion(choices[index], prompt, decoding) for index, prompt in enumerate(prompts)
+        _completion(choice, prompt, decoding)
+        for choice, prompt in zip(choices, prompts, strict=True)
     )
 
 

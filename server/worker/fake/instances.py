@@ -120,7 +120,7 @@ class _Instances:
         text, at = "", 0
         while at < len(pattern):
             atom = _ATOM.match(pattern, at)
-            assert atom is not None  # noqa: S101 - "." matches whatever is left
+            assert atom is not None
             at = atom.end()
             count = _COUNT.match(pattern, at)
             times = 1

@@ -10,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.types import Choose, Decoding, Sample, ScoreTokens
 from server.worker.fake.answers import Encode
-from server.worker.wire import MAX_SCORED_TOKENS, TOP_LOGPROBS
+from server.worker.wire import TOP_LOGPROBS
 
 MAX_PROMPTS = 1024
+MAX_SCORED_TOKENS = 1024
+"""Stock vLLM takes 128; the plugin that our workers load (`server.engine`) lifts that."""
 
 
 class _StructuredOutputs(BaseModel):
