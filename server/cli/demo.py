@@ -98,12 +98,13 @@ def _make_base(directory: Path, seed: int, progress: Progress) -> None:
     from server.tuning.train import Schedule
 
     sizes = recipe.BASE
-    documents = [text for data in TASKS.values() for text in data.documents(sizes.documents, seed)]
-    lessons = [
-        Lesson(task_of(name), tuple(data.rows("train", sizes_of.rehearsed_rows, seed)))
-        for name, data in TASKS.items()
-        if (sizes_of := recipe.ADAPTERS[name])
-    ]
+    documents: list[str] = []
+    lessons = []
+    for name, data in TASKS.items():
+        of_task = recipe.ADAPTERS[name]
+        documents += data.documents(of_task.documents, seed)
+        rehearsed = tuple(data.rows("train", of_task.rehearsed_rows, seed))
+        lessons.append(Lesson(task_of(name), rehearsed))
     shape = Architecture(
         hidden=sizes.hidden,
         layers=sizes.layers,

@@ -24,8 +24,6 @@ class BaseSizes:
     steps: int = 2000
     learning_rate: float = 2e-3
     tokens_per_batch: int = 2560
-    documents: int = 12_000
-    """Per task."""
     copying_rows: int = 6_000
 
 
@@ -33,12 +31,14 @@ class BaseSizes:
 class AdapterSizes:
     """One adapter's size and training, and how many rows of its task are made."""
 
+    documents: int
+    """Texts that the base reads."""
     rehearsed_rows: int
-    """Rows that the base sees, with the task announced in the answer."""
+    """Rows that the base learns, with the task announced in the answer."""
     train_rows: int
     steps: int
     tokens_per_batch: int = 2048
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     rank: int = 16
     validation_rows: int = 1000
     test_rows: int = 1000
@@ -47,15 +47,21 @@ class AdapterSizes:
 BASE = BaseSizes()
 
 ADAPTERS = {
-    "sentiment": AdapterSizes(rehearsed_rows=24_000, train_rows=20_000, steps=250),
-    "ticket": AdapterSizes(rehearsed_rows=24_000, train_rows=20_000, steps=250),
+    "sentiment": AdapterSizes(
+        documents=6_000, rehearsed_rows=40_000, train_rows=20_000, steps=250
+    ),
+    "ticket": AdapterSizes(
+        documents=6_000, rehearsed_rows=40_000, train_rows=20_000, steps=250
+    ),
     "invoice": AdapterSizes(
-        rehearsed_rows=30_000, train_rows=20_000, steps=400, validation_rows=0, test_rows=500
+        documents=10_000, rehearsed_rows=30_000, train_rows=20_000, steps=400,
+        validation_rows=0, test_rows=500,
     ),
     "bedtime-story": AdapterSizes(
-        rehearsed_rows=6_000, train_rows=6_000, steps=200, validation_rows=0, test_rows=100
+        documents=1_000, rehearsed_rows=6_000, train_rows=6_000, steps=200,
+        validation_rows=0, test_rows=100,
     ),
-}
+}  # fmt: skip
 
 SAMPLING = {
     "sentiment": Sampling(),

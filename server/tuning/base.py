@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -21,6 +21,9 @@ from server.types import Example
 
 LONGEST_DOCUMENT = 256
 LONGEST_COPY = 48
+DOCUMENT_WEIGHT = 0.2
+LABEL_WEIGHT = 10.0
+"""A label is one telling token in a row; without its weight, texts would drown it."""
 TOKENIZER_TEXTS = 24_000
 
 
@@ -57,7 +60,7 @@ def make_base(
     save_tokenizer(tokenizer, directory, recipe.shape.max_positions)
     tokenizer.encode_special_tokens = True
     progress("base: learning the tokenizer", 1, 1)
-    rows = document_rows(documents, tokenizer, LONGEST_DOCUMENT)
+    rows = document_rows(documents, tokenizer, LONGEST_DOCUMENT, DOCUMENT_WEIGHT)
     rows += copying_rows(tokenizer, recipe.copying_rows, LONGEST_COPY, seed)
     for lesson in lessons:
         rows += announced_rows(lesson, tokenizer)
@@ -81,12 +84,13 @@ def announced_rows(lesson: Lesson, tokenizer: Tokenizer) -> list[Row]:
         label: str(tokenizer.id_to_token(token_id))
         for label, token_id in letter_ids(tokenizer, lesson.task.labels).items()
     }
-    return [
-        encoder.answered(
-            example, f"{lesson.task.name}: {said.get(str(example.output), example.output)}"
-        )
-        for example in lesson.examples
-    ]
+    weight = LABEL_WEIGHT if said else 1.0
+    rows = []
+    for example in lesson.examples:
+        answer = said.get(str(example.output), str(example.output))
+        row = encoder.answered(example, f"{lesson.task.name}: {answer}")
+        rows.append(replace(row, weight=weight))
+    return rows
 
 
 def _texts(lessons: Sequence[Lesson], documents: Sequence[str], seed: int) -> list[str]:

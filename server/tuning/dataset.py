@@ -27,6 +27,8 @@ class Row:
     """The first position that is predicted; what stands before it is only read."""
     labels: tuple[int, ...] = ()
     """Indices of the labels that apply, for objectives over labels."""
+    weight: float = 1.0
+    """How much each predicted token counts, where rows of several sorts share a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,13 @@ class Encoder:
         return Row(prompt, len(prompt), tuple(index[name] for name in names))
 
 
-def document_rows(texts: Iterable[str], tokenizer: Tokenizer, longest: int) -> list[Row]:
+def document_rows(
+    texts: Iterable[str], tokenizer: Tokenizer, longest: int, weight: float
+) -> list[Row]:
     """Return texts as rows in which every token is predicted, cut to `longest` tokens."""
     bos, eos = control_id(tokenizer, BOS), control_id(tokenizer, EOS)
     encodings = tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    return [Row((bos, *encoding.ids, eos)[:longest], 1) for encoding in encodings]
+    return [Row((bos, *encoding.ids, eos)[:longest], 1, weight=weight) for encoding in encodings]
 
 
 def copying_rows(tokenizer: Tokenizer, count: int, longest: int, seed: int) -> list[Row]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedModel
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 from transformers.utils import logging as transformers_logging
 
 from server.tuning.tokenizer import BOS, END_OF_TURN, EOS, PAD, control_id
@@ -114,24 +116,11 @@ def _for_two_cores(model: Gemma3ForCausalLM) -> Gemma3ForCausalLM:
     return model
 
 
-class _quiet:  # noqa: N801 - reads as a word in `with _quiet():`
-    """Silences transformers' own bars: progress is the caller's to show."""
-
-    def __enter__(self) -> None:
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *exc: object) -> None:
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' own bars: progress is the caller's to show."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
         transformers_logging.enable_progress_bar()
-
-
-__all__ = [
-    "WEIGHTS",
-    "Architecture",
-    "PreTrainedModel",
-    "load_model",
-    "model_files",
-    "new_model",
-    "parameter_count",
-    "round_to_bf16",
-    "save_model",
-]

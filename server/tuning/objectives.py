@@ -22,16 +22,18 @@ class Objective(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WriteText:
-    """Cross-entropy of every token from `answer_from` on."""
+    """Cross-entropy of every token from `answer_from` on, weighted by row."""
 
     def __call__(self, model: Gemma3ForCausalLM, batch: Batch) -> torch.Tensor:
         hidden = hidden_states(model, batch.ids)
-        predicted = torch.zeros_like(batch.ids, dtype=torch.bool)
-        for line, row in zip(predicted, batch.rows, strict=True):
-            line[row.answer_from : len(row.ids)] = True
+        weights = torch.zeros(batch.ids.shape)
+        for line, row in zip(weights, batch.rows, strict=True):
+            line[row.answer_from : len(row.ids)] = row.weight
+        predicted = weights > 0
         # The vocabulary's logits are the dearest part: compute them where they are judged only.
         logits = model.lm_head(hidden[:, :-1][predicted[:, 1:]])
-        return functional.cross_entropy(logits.float(), batch.ids[predicted])
+        losses = functional.cross_entropy(logits.float(), batch.ids[predicted], reduction="none")
+        return (losses * weights[predicted]).sum() / weights.sum()
 
 
 @dataclass(frozen=True, slots=True)
