@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match, Route
 
 from server import __version__
 from server.api import ops
@@ -84,6 +85,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",
+        redirect_slashes=False,  # a path that is not there is a 404, in the envelope
     )
     app.include_router(tasks_api.router(gateway, tasks, config))
     app.include_router(ops.router(fleet, tasks, pool, metrics, books, draining or Draining()))
@@ -132,11 +134,18 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 async def _answer_unrouted(request: Request, error: Exception) -> Response:
     """Put the framework's own 404 and 405 into the error envelope."""
     assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "another method")
-        fault: RequestError = MethodNotAllowed(
-            f"{request.method} is not for this path: {allowed} is"
-        )
-    else:
-        fault = NotFound("there is nothing at this path; GET /openapi.json lists what there is")
-    return error_response(fault, request.state.request_id)
+    if error.status_code != 405:
+        lost = NotFound("there is nothing at this path; GET /openapi.json lists what there is")
+        return error_response(lost, request.state.request_id)
+    allowed = ", ".join(sorted(_methods(request)))
+    fault = MethodNotAllowed(f"{request.method} is not for this path: {allowed} is")
+    response = error_response(fault, request.state.request_id)
+    response.headers["Allow"] = allowed
+    return response
+
+
+def _methods(request: Request) -> set[str]:
+    """Return every method of the request's path; the framework names its first route's alone."""
+    routes = [route for route in request.app.routes if isinstance(route, Route)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    return {method for route in matching for method in route.methods or ()}
