@@ -1,0 +1,1 @@
+"""Tests of what callers and operators see over HTTP."""
