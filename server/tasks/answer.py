@@ -86,10 +86,11 @@ class WordClassifier:
         """Return each label's probability among the allowed ones, then the card's temperature."""
         if not completion.text.strip().startswith(tuple(word.strip() for word in self._words)):
             raise InvalidOutput("the specialist wrote something that is none of its labels")
+        # Only at the front: a token that is one blank tells "new york" from "newark".
         logprobs = choice_logprobs(
-            [word.strip() for word in self._words],
+            [word.lstrip() for word in self._words],
             completion.steps,
-            lambda ids: self._decode(ids).strip(),
+            lambda ids: self._decode(ids).lstrip(),
         )
         return _classified(self._labels, softmax(logprobs, self._temperature))
 

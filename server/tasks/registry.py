@@ -32,6 +32,7 @@ class ServedVariant:
         self.specialist = variant.specialist
         self.reader: Reader = reader(card, tokenizer.decode)
         self._tokenizer = tokenizer
+        self._fields = card.fields or ("text",)
         self._template = PromptTemplate(card.prompt, tokenizer.tokenizer)
         self._validator = Draft202012Validator(card.input_schema)
 
@@ -46,7 +47,7 @@ class ServedVariant:
         if fault is not None:
             where = ".".join(["input", *(str(part) for part in fault.absolute_path)])
             raise InvalidRequest(_shortened(f"{where}: {fault.message}"), param=where)
-        texts = (value,) if isinstance(value, str) else map(str, value.values())
+        texts = [value] if isinstance(value, str) else [str(value.get(f, "")) for f in self._fields]
         limit = self.specialist.card.max_prompt_tokens
         characters = sum(map(len, texts))
         # No token stands for more characters than the longest piece, so this many tokens are
