@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -48,19 +49,27 @@ def ask(
       fleet ask sentiment "Best kettle I ever bought."
       fleet ask bedtime-story -f hero="a shy hedgehog" -f place="a garden" ...
     """
+    _check_utf8(task, "TASK")
     body: dict[str, Any] = {"input": _input(text, fields)}
     if variant is not None:
+        _check_utf8(variant, "--variant")
         body["variant"] = variant
     if deadline_ms is not None:
+        if not math.isfinite(deadline_ms):
+            raise click.UsageError("--deadline-ms: write a number of milliseconds")
         body["deadline_ms"] = deadline_ms
     gateway = url or _own_url(config_path)
     # The gateway ends a request by its own deadline; this bound is for one that hangs.
-    with httpx.Client(base_url=gateway, timeout=httpx.Timeout(620, connect=5)) as http:
+    try:
+        http = httpx.Client(base_url=gateway, timeout=httpx.Timeout(620, connect=5))
+    except httpx.InvalidURL as error:
+        raise click.UsageError(f"--url {gateway!r} is no URL: {error}") from None
+    with http:
         try:
             if not as_json and _is_text_task(http, task):
                 _print_stream(http, task, {**body, "stream": True})
                 return
-            answer = _checked(http.post(f"/v1/tasks/{_segment(task)}", json=body))
+            answer = _checked(http.post(f"/v1/tasks/{_segment(task)}", json=body), "output")
         except httpx.TransportError as error:
             raise click.ClickException(
                 f"no gateway answers at {gateway} ({error}): start one with `fleet up`"
@@ -75,14 +84,24 @@ def _input(text: str | None, fields: tuple[str, ...]) -> str | dict[str, str]:
         pairs = dict(field.partition("=")[::2] for field in fields)
         if bad := [field for field in fields if "=" not in field]:
             raise click.UsageError(f"-f {bad[0]!r}: write NAME=VALUE")
+        for name, value in pairs.items():
+            _check_utf8(name + value, "-f")
         return pairs
     assert text is not None
-    value = sys.stdin.read() if text == "-" else text
+    try:
+        value = sys.stdin.read() if text == "-" else text
+    except UnicodeDecodeError:
+        raise click.UsageError("TEXT is not UTF-8") from None
+    _check_utf8(value, "TEXT")
+    return value
+
+
+def _check_utf8(value: str, what: str) -> None:
+    # A shell's stray bytes arrive as lone surrogates, which no JSON can carry.
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise click.UsageError("TEXT is not UTF-8") from None
-    return value
+        raise click.UsageError(f"{what} is not UTF-8") from None
 
 
 def _own_url(config_path: Path) -> str:
@@ -95,21 +114,24 @@ def _segment(task: str) -> str:
 
 
 def _is_text_task(http: httpx.Client, task: str) -> bool:
-    described = _checked(http.get(f"/v1/tasks/{_segment(task)}"))
+    described = _checked(http.get(f"/v1/tasks/{_segment(task)}"), "kind")
     return bool(described["kind"] == "generate")
 
 
-def _checked(response: httpx.Response) -> Any:
-    """Return a response's JSON, or end with its error's message."""
+def _checked(response: httpx.Response, key: str) -> Any:
+    """Return the object with `key` in a response, or end with its error's message."""
     try:
         body = response.json()
     except ValueError:
-        raise click.ClickException(
-            f"HTTP {response.status_code} without JSON: is this the gateway?"
-        ) from None
-    if response.is_success:
+        body = None
+    if response.is_success and isinstance(body, dict) and key in body:
         return body
-    raise click.ClickException(_message(body))
+    if not response.is_success and isinstance(body, dict) and isinstance(body.get("error"), dict):
+        raise click.ClickException(_message(body))
+    raise click.ClickException(
+        f"HTTP {response.status_code}, and not in the gateway's words: is "
+        f"{response.request.url.copy_with(raw_path=b'/')} the gateway?"
+    )
 
 
 def _message(body: Mapping[str, Any]) -> str:
@@ -121,7 +143,7 @@ def _print_stream(http: httpx.Client, task: str, body: Mapping[str, Any]) -> Non
     with http.stream("POST", f"/v1/tasks/{_segment(task)}", json=body) as response:
         if not response.is_success:
             response.read()
-            _checked(response)
+            _checked(response, "output")
         ended = False
         for event, data in _events(response):
             if event == "delta":
@@ -137,12 +159,20 @@ def _print_stream(http: httpx.Client, task: str, body: Mapping[str, Any]) -> Non
 
 def _events(response: httpx.Response) -> Iterator[tuple[str, Any]]:
     event = ""
-    for line in response.iter_lines():
+    for line in _lines(response):
         name, _, value = line.partition(": ")
         if name == "event":
             event = value
         elif name == "data":
             yield event, json.loads(value)
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    # Not `iter_lines`: it also ends a line at U+2028 and its kin, which JSON holds as they are.
+    rest = ""
+    for text in response.iter_text():
+        *lines, rest = (rest + text).split("\n")
+        yield from lines
 
 
 def _plain(answer: Mapping[str, Any]) -> str:
