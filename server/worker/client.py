@@ -170,9 +170,11 @@ class WorkerClient:
             headers["content-type"] = "application/json"
         if request_id is not None and _SENDABLE_ID.fullmatch(request_id):
             headers["x-request-id"] = request_id
-        request = self._http.build_request(method, url, content=content, headers=headers)
         try:
+            request = self._http.build_request(method, url, content=content, headers=headers)
             return await self._http.send(request, stream=True)
+        except httpx.InvalidURL as error:  # a port of 99999, say
+            raise WorkerUnreachable(f"the worker's address is no URL: {error}") from error
         except httpx.TimeoutException:
             raise DeadlineExceeded("the worker did not answer in time") from None
         except httpx.NetworkError as error:

@@ -141,7 +141,7 @@ class Pool:
             return
         try:
             urls = await look_up(name, self._resolve)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter: no name at all, such as "a..b"
             # Addresses that are really gone fail their probes; a resolver's hiccup must not
             # take out replicas that work.
             logger.warning("worker %s: %s cannot be looked up: %s", worker, name, error)

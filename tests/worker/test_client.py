@@ -129,6 +129,11 @@ async def test_nobody_listens(client: WorkerClient) -> None:
         assert raised.value.retryable
 
 
+async def test_an_address_that_is_no_url(client: WorkerClient) -> None:
+    with pytest.raises(WorkerUnreachable):
+        await complete(client, "http://127.0.0.1:99999")
+
+
 @pytest.mark.parametrize("script", [sending(), sending(then_reset=True)])
 async def test_closed_before_a_byte_of_the_answer(client: WorkerClient, script: Script) -> None:
     async with scripted(script) as url:

@@ -53,7 +53,7 @@ class World:
         self.port = port
         self.now = 0.0
         self.observer = Recorder()
-        self.addresses: list[str] | OSError = []
+        self.addresses: list[str] | Exception = []
         self.fake = fake_of(fleet, fleet.workers["base"])
         self.ids = tuple(sorted(one.id for one in fleet.workers["base"].specialists))
         self.pool = Pool(
@@ -82,7 +82,7 @@ class World:
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """Answer as the DNS would."""
-        if isinstance(self.addresses, OSError):
+        if isinstance(self.addresses, Exception):
             raise self.addresses
         return self.addresses
 
@@ -301,11 +301,14 @@ async def test_addresses_come_and_go_with_the_name(dns_world: World) -> None:
     assert world.observer.in_flight == {"base-0": 0, "base-1": 0}  # the new one's
 
 
-async def test_a_name_that_cannot_be_looked_up_takes_nobody_out(dns_world: World) -> None:
+@pytest.mark.parametrize("error", [socket.gaierror("temporary failure"), UnicodeError("no label")])
+async def test_a_name_that_cannot_be_looked_up_takes_nobody_out(
+    dns_world: World, error: Exception
+) -> None:
     dns_world.addresses = ["127.0.0.1"]
     await dns_world.pool.look_up("base")
     known = dns_world.pool.replicas("base")
-    dns_world.addresses = socket.gaierror("temporary failure in name resolution")
+    dns_world.addresses = error
     await dns_world.pool.look_up("base")
     assert dns_world.pool.replicas("base") == known
 
