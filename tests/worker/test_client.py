@@ -129,9 +129,10 @@ async def test_nobody_listens(client: WorkerClient) -> None:
         assert raised.value.retryable
 
 
-async def test_an_address_that_is_no_url(client: WorkerClient) -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:port"])
+async def test_an_address_that_cannot_be(client: WorkerClient, url: str) -> None:
     with pytest.raises(WorkerUnreachable):
-        await complete(client, "http://127.0.0.1:99999")
+        await complete(client, url)
 
 
 @pytest.mark.parametrize("script", [sending(), sending(then_reset=True)])
