@@ -173,7 +173,7 @@ class WorkerClient:
         try:
             request = self._http.build_request(method, url, content=content, headers=headers)
             return await self._http.send(request, stream=True)
-        except (httpx.InvalidURL, OverflowError) as error:  # a port of 99999, say
+        except httpx.InvalidURL as error:  # an address that the DNS gave and no URL can hold
             raise WorkerUnreachable(f"the worker's address is no URL: {error}") from error
         except httpx.TimeoutException:
             raise DeadlineExceeded("the worker did not answer in time") from None

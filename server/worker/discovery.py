@@ -25,6 +25,8 @@ async def look_up(name: str, resolve: Resolve) -> tuple[str, ...]:
         OSError: the name cannot be looked up, or has no address just now.
     """
     host, _, port = name.rpartition(":")
+    if not 0 < int(port) < 65_536:
+        raise OSError(f"{port} is no port")
     addresses = sorted(set(await resolve(host, int(port))))
     return tuple(
         f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"

@@ -129,10 +129,9 @@ async def test_nobody_listens(client: WorkerClient) -> None:
         assert raised.value.retryable
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:99999", "http://127.0.0.1:port"])
-async def test_an_address_that_cannot_be(client: WorkerClient, url: str) -> None:
+async def test_an_address_that_cannot_be(client: WorkerClient) -> None:
     with pytest.raises(WorkerUnreachable):
-        await complete(client, url)
+        await complete(client, "http://127.0.0.1:port")
 
 
 @pytest.mark.parametrize("script", [sending(), sending(then_reset=True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,6 +36,12 @@ async def test_every_address_behind_a_name_is_a_replica() -> None:
         "http://10.0.0.2:8000",
         "http://[fd00::1]:8000",
     )
+
+
+@pytest.mark.parametrize("port", [0, 65_536, 99_999])
+async def test_a_port_that_cannot_be_is_not_looked_up(port: int) -> None:
+    with pytest.raises(OSError, match="no port"):
+        await look_up(f"localhost:{port}", resolve_by_system)
 
 
 async def test_the_system_knows_localhost() -> None:
