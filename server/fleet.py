@@ -105,6 +105,7 @@ def resolve(config: FleetConfig) -> Fleet:
                 'directory with a config.json nor a hub id such as "google/gemma-3-270m-it"'
             )
     faults += _misfits(config, everyone, workers)
+    faults += _too_long(config, everyone, workers)
     if faults:
         raise ConfigError(list(dict.fromkeys(faults)))
     return Fleet(config, variants, {name: workers[name] for name in config.workers})
@@ -189,6 +190,22 @@ def _misfits(
                 f"({base.revision or base.sha256 or 'any revision'}), which is not what "
                 f"{variant.worker!r} serves ({worker.config.model!r}, "
                 f"{worker.config.revision or 'by content'}): train it again or name its base"
+            )
+
+
+def _too_long(
+    config: FleetConfig, variants: list[Variant], workers: dict[str, Worker]
+) -> Iterator[str]:
+    """Yield the specialists whose longest prompt and answer do not fit their worker's context."""
+    for variant in variants:
+        context = workers[variant.worker].config.args.get("max-model-len")
+        card = variant.specialist.card
+        answer = 1 if card.kind in ("classify", "tag") else card.sampling.max_tokens
+        if isinstance(context, int) and card.max_prompt_tokens + answer > context:
+            yield (
+                f"{config.path}: workers.{variant.worker}.args.max-model-len: {context} is too "
+                f"short for {variant.specialist.id}, which reads {card.max_prompt_tokens} tokens "
+                f"and writes {answer}: write {card.max_prompt_tokens + answer} or more"
             )
 
 
