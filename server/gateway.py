@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 
 from server.dispatch.dispatcher import Dispatcher
-from server.errors import InvalidOutput, InvalidRequest, Overloaded
+from server.errors import InvalidOutput, InvalidRequest, Overloaded, RequestError
 from server.rollout import assignment
 from server.tasks.registry import ServedVariant, Task, TaskRegistry
 from server.telemetry.metrics import Metrics, Record
@@ -75,6 +75,12 @@ class Gateway:
                             yield chunk.text
                 record.answer = self._answer(request, variant, output, usage, record, started)
         yield record.answer
+
+    def refused(self, task: str, error: RequestError) -> None:
+        """Count what was refused before it became a request: an unknown task, a wrong body."""
+        with suppress(RequestError), self._metrics.request() as record:
+            record.task = self._tasks.resolve(task).name
+            raise error
 
     def _resolve(self, request: Request, record: Record) -> Task:
         task = self._tasks.resolve(request.task)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -41,13 +41,14 @@ def router(gateway: Gateway, tasks: TaskRegistry, config: GatewayConfig) -> APIR
     # Described task by task in the OpenAPI document: see `schemas.add_tasks`.
     @routes.post("/v1/tasks/{task}", include_in_schema=False)
     async def ask(task: str, http: HttpRequest) -> Response:
-        tasks.resolve(task)  # before the body is looked at
-        body = parse(await http.body(), config.max_inputs)
-        asked = _Asked(task, body, time.monotonic() + _seconds(body, config))
         try:
+            with _counted(gateway, task):
+                tasks.resolve(task)  # before the body is looked at
+                body = parse(await http.body(), config.max_inputs)
+            asked = _Asked(gateway, task, body, time.monotonic() + _seconds(body, config))
             if body.stream:
-                return await _stream(gateway, asked, http)
-            work = _list(gateway, asked, http) if body.inputs else _one(gateway, asked)
+                return await _stream(asked, http)
+            work = _list(asked, http) if body.inputs else _one(asked)
             return await _unless_gone(http, work)
         except ClientDisconnect:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -67,28 +68,41 @@ def router(gateway: Gateway, tasks: TaskRegistry, config: GatewayConfig) -> APIR
 class _Asked:
     """One HTTP request as the requests that it holds."""
 
+    gateway: Gateway
     task: str
     body: TaskRequest
     deadline: float
 
     def request(self, value: JsonValue) -> Request:
         """Return the request about one of the inputs."""
+        with _counted(self.gateway, self.task):
+            about = as_input(value)
         return Request(
             id=f"inf_{secrets.token_hex(12)}",
             task=self.task,
-            input=as_input(value),
+            input=about,
             deadline=self.deadline,
             subject=self.body.subject,
             variant=self.body.variant,
         )
 
 
-async def _one(gateway: Gateway, asked: _Asked) -> Response:
-    answer = await gateway.infer(asked.request(asked.body.input))
+@contextmanager
+def _counted(gateway: Gateway, task: str) -> Iterator[None]:
+    """Have the gateway count what is refused on the way to it."""
+    try:
+        yield
+    except RequestError as error:
+        gateway.refused(task, error)
+        raise
+
+
+async def _one(asked: _Asked) -> Response:
+    answer = await asked.gateway.infer(asked.request(asked.body.input))
     return json_response(answer_body(answer), headers={"Server-Timing": timing_header(answer)})
 
 
-async def _list(gateway: Gateway, asked: _Asked, http: HttpRequest) -> Response:
+async def _list(asked: _Asked, http: HttpRequest) -> Response:
     """Answer a list in order; an input that fails fails alone."""
     inputs = asked.body.inputs or []
     slots = asyncio.Semaphore(LIST_CONCURRENCY)
@@ -99,7 +113,7 @@ async def _list(gateway: Gateway, asked: _Asked, http: HttpRequest) -> Response:
         nonlocal usage
         async with slots:
             try:
-                one = await gateway.infer(asked.request(value))
+                one = await asked.gateway.infer(asked.request(value))
             except RequestError as error:
                 results[index] = body_of(error, http.state.request_id)
             else:
@@ -112,9 +126,9 @@ async def _list(gateway: Gateway, asked: _Asked, http: HttpRequest) -> Response:
     return json_response({"task": asked.task, "results": results, "usage": usage_body(usage)})
 
 
-async def _stream(gateway: Gateway, asked: _Asked, http: HttpRequest) -> Response:
+async def _stream(asked: _Asked, http: HttpRequest) -> Response:
     """Stream server-sent events: `delta` {"text"}, then `answer`, or `error` if it breaks off."""
-    pieces = gateway.stream(asked.request(asked.body.input))
+    pieces = asked.gateway.stream(asked.request(asked.body.input))
     # The first piece decides the status: what fails before it is an ordinary error.
     first = await _unless_gone(http, anext(pieces))
 
