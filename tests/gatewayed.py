@@ -51,6 +51,8 @@ class Worker:
         """Completion calls that are being answered, hanging ones included."""
         self.asked: list[dict[str, Any]] = []
         """The body of every completion call, golden probes included."""
+        self.pieces: int | None = None
+        """How many events of a stream are sent before it hangs; by default all."""
         self.gate = asyncio.Event()
         """While it is not set, calls wait."""
         self.gate.set()
@@ -68,9 +70,23 @@ class Worker:
         edit = self.edits.popleft() if self.edits else None
         try:
             await self.gate.wait()
-            await self.fake(scope, self._noted(receive), _edited(send, edit) if edit else send)
+            send = _edited(send, edit) if edit else self._held(send)
+            await self.fake(scope, self._noted(receive), send)
         finally:
             self.open -= 1
+
+    def _held(self, send: Send) -> Send:
+        sent = 0
+
+        async def held(message: Message) -> None:
+            nonlocal sent
+            if message["type"] == "http.response.body" and self.pieces is not None:
+                sent += 1
+                if sent > self.pieces:
+                    await asyncio.Event().wait()
+            await send(message)
+
+        return held
 
     def _noted(self, receive: Receive) -> Receive:
         parts: list[bytes] = []
@@ -151,16 +167,18 @@ class House:
         for worker in workers:
             worker.fail()
             worker.edits.clear()
+            worker.pieces = None
             worker.gate.set()
         await until(lambda: all(worker.open == 0 for worker in workers))
         await until(self.tasks_ready)
 
-    async def settled(self) -> None:
-        """Return when every replica has been probed, each specialist proven or refused."""
-        await until(self._is_settled)
+    async def settled(self, worker: str = "base") -> None:
+        """Return when a worker's replicas have been probed, each specialist proven or refused."""
 
-    async def _is_settled(self) -> bool:
-        return set(await self.states()) <= {"ready", "degraded"}
+        async def is_settled() -> bool:
+            return set(await self.states(worker)) <= {"ready", "degraded"}
+
+        await until(is_settled)
 
     async def states(self, worker: str = "base") -> list[str]:
         """Return the states of a worker's replicas."""
@@ -300,11 +318,13 @@ async def gatewayed(
     *,
     replicas: Mapping[str, int] | None = None,
     prepare: Callable[[Mapping[str, Sequence[Worker]]], None] = lambda _: None,
+    settle: Sequence[str] | None = None,
     **of_fleet: Any,
 ) -> AsyncGenerator[House]:
     """Run so many fake replicas of each worker and a gateway in front of them.
 
-    `prepare` may set faults before the gateway probes for the first time.
+    `prepare` may set faults before the gateway probes for the first time; the block runs when
+    the workers `settle`, or all of them, have settled.
     """
     replicas = replicas or {"base": 1}
     nowhere = {
@@ -320,7 +340,8 @@ async def gatewayed(
         house = await stack.enter_async_context(
             gateway_of(tiny_fleet(root, urls, **of_fleet), workers)
         )
-        await house.settled()
+        for name in workers if settle is None else settle:
+            await house.settled(name)
         yield house
 
 
