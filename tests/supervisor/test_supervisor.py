@@ -96,8 +96,13 @@ async def test_an_error_inside_still_stops_everything(
     make_worker: MakeWorker, make_fleet: MakeFleet
 ) -> None:
     launcher = FakeLauncher()
-    with pytest.raises(RuntimeError, match="the gateway fell over"):
-        async with supervisor(make_fleet(make_worker()), {0: launcher}, Notes()) as running:
+    running = supervisor(make_fleet(make_worker()), {0: launcher}, Notes())
+
+    async def serve() -> None:
+        async with running:
             await running.wait_ready()
             raise RuntimeError("the gateway fell over")
+
+    with pytest.raises(RuntimeError, match="the gateway fell over"):
+        await serve()
     assert launcher.children[0].stopped
