@@ -457,27 +457,30 @@ def command_lines(page: Path) -> Iterator[list[str]]:
     """Yield every shell command of a page, split; code spans count when they look like one."""
     for block in blocks(page, "sh", "bash", "shell", "console"):
         text = block.text.replace("\\\n", " ")
-        for line in shell_lines(text):
-            if block.language == "console" and not line.startswith("$ "):
-                continue  # what a command answered
-            lexer = shlex.shlex(line.removeprefix("$ "), posix=True, punctuation_chars="|&;()")
-            lexer.whitespace_split = True
-            lexer.commenters = "#"
-            yield from commands_in(list(lexer))
+        if block.language == "console":  # the other lines are what a command answered
+            text = "\n".join(line[2:] for line in text.splitlines() if line.startswith("$ "))
+        for tokens in shell_lines(text):
+            yield from commands_in(tokens)
     for span in spans(page):
         if re.match(r"(\S*/)?(fleet|make) [a-z-]", span) or "server.worker.fake" in span:
             yield from commands_in(shlex.split(span))
 
 
-def shell_lines(text: str) -> Iterator[str]:
-    """Yield lines, those that a quote holds open joined."""
+def shell_lines(text: str) -> Iterator[list[str]]:
+    """Yield the tokens of each line, comments left out; an open quote goes on in the next one."""
     line = ""
     for part in text.splitlines():
         line = f"{line}\n{part}" if line else part
-        if line.count("'") % 2 == 0:
-            yield line
-            line = ""
-    assert not line, "a quote is never closed"
+        lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;()")
+        lexer.whitespace_split = True
+        lexer.commenters = "#"
+        try:
+            tokens = list(lexer)
+        except ValueError:  # no closing quotation
+            continue
+        yield tokens
+        line = ""
+    assert not line, f"a quote is never closed: {line}"
 
 
 def commands_in(tokens: list[str]) -> Iterator[list[str]]:
