@@ -17,6 +17,8 @@ from server.specialist import Piece
 from server.tuning.tokenizer import BOS, END_OF_TURN, EOS, control_id
 from server.types import Example, Input
 
+WIDTH_STEP = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -102,25 +104,20 @@ def batches(rows: Sequence[Row], tokens: int, seed: int) -> Iterator[Batch]:
     while True:
         order = list(range(len(rows)))
         chance.shuffle(order)
-        pool: list[list[Row]] = []
-        for start in range(0, len(order), 4096):
-            pool.extend(_of_like_length([rows[i] for i in order[start : start + 4096]], tokens))
-        chance.shuffle(pool)
-        yield from (pad(batch) for batch in pool)
+        groups = _of_like_length(rows, order, tokens)
+        chance.shuffle(groups)
+        yield from (pad([rows[i] for i in group]) for group in groups)
 
 
 def in_order(rows: Sequence[Row], tokens: int) -> Iterator[tuple[list[int], Batch]]:
     """Yield every row once in batches of like length, with the rows' own positions."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
-    for group in _of_like_length([rows[i] for i in order], tokens):
-        positions, order = order[: len(group)], order[len(group) :]
-        yield positions, pad(group)
+    for group in _of_like_length(rows, range(len(rows)), tokens):
+        yield group, pad([rows[i] for i in group])
 
 
 def pad(rows: Sequence[Row]) -> Batch:
     """Lay rows side by side, filled with zeros on the right."""
-    longest = max(len(row.ids) for row in rows)
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    ids = torch.zeros((len(rows), max(_width(row) for row in rows)), dtype=torch.long)
     for line, row in zip(ids, rows, strict=True):
         line[: len(row.ids)] = torch.tensor(row.ids)
     return Batch(ids, tuple(rows))
@@ -156,10 +153,19 @@ def rows_sha256(examples: Iterable[Example]) -> str:
     return digest.hexdigest()
 
 
-def _of_like_length(rows: list[Row], tokens: int) -> list[list[Row]]:
-    groups: list[list[Row]] = [[]]
-    for row in sorted(rows, key=lambda row: len(row.ids)):
-        if groups[-1] and len(row.ids) * (len(groups[-1]) + 1) > tokens:
-            groups.append([])
-        groups[-1].append(row)
-    return groups
+def _of_like_length(rows: Sequence[Row], order: Iterable[int], tokens: int) -> list[list[int]]:
+    """Group positions of rows so that each group's padded batch has at most `tokens` tokens."""
+    open_groups: dict[int, list[int]] = {}
+    groups = []
+    for i in order:
+        width = _width(rows[i])
+        group = open_groups.setdefault(width, [])
+        group.append(i)
+        if (len(group) + 1) * width > tokens:
+            groups.append(open_groups.pop(width))
+    return [*groups, *open_groups.values()]
+
+
+def _width(row: Row) -> int:
+    # Few different shapes: the CPU's kernels are compiled for each shape that they meet.
+    return -(-len(row.ids) // WIDTH_STEP) * WIDTH_STEP

@@ -12,6 +12,8 @@ from transformers import Gemma3ForCausalLM
 
 from server.tuning.dataset import Batch
 
+COUNT_STEP = 256
+
 
 class Objective(Protocol):
     """A loss over one batch."""
@@ -29,11 +31,15 @@ class WriteText:
         weights = torch.zeros(batch.ids.shape)
         for line, row in zip(weights, batch.rows, strict=True):
             line[row.answer_from : len(row.ids)] = row.weight
-        predicted = weights > 0
-        # The vocabulary's logits are the dearest part: compute them where they are judged only.
-        logits = model.lm_head(hidden[:, :-1][predicted[:, 1:]])
-        losses = functional.cross_entropy(logits.float(), batch.ids[predicted], reduction="none")
-        return (losses * weights[predicted]).sum() / weights.sum()
+        # The vocabulary's logits are the dearest part: compute them where they are judged only,
+        # in a few sizes (see `dataset.WIDTH_STEP`); what fills a size up weighs nothing.
+        judged = weights.flatten().nonzero().squeeze(1)
+        filled = functional.pad(judged, (0, -len(judged) % COUNT_STEP), value=0)
+        logits = model.lm_head(hidden.flatten(0, 1)[(filled - 1).clamp(min=0)])
+        losses = functional.cross_entropy(
+            logits.float(), batch.ids.flatten()[filled], reduction="none"
+        )
+        return (losses * weights.flatten()[filled]).sum() / weights.sum()
 
 
 @dataclass(frozen=True, slots=True)
