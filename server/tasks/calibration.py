@@ -49,15 +49,13 @@ def choice_logprobs(
     ahead = 1.0
     taken: list[int] = []
     for step in steps:
-        text = _readable(decode(taken))
         for token_id, logprob in step.logprobs.items():
             if token_id == step.token_id:
                 continue
             branch = _readable(decode([*taken, token_id]))
             reached = [choice for choice in choices if choice.startswith(branch)]
-            if branch != text:
-                for choice in reached:
-                    mass[choice] += ahead * math.exp(logprob) / len(reached)
+            for choice in reached:
+                mass[choice] += ahead * math.exp(logprob) / len(reached)
         ahead *= math.exp(step.logprobs.get(step.token_id, 0.0))
         taken.append(step.token_id)
     said = _readable(decode(taken))

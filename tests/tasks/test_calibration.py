@@ -143,5 +143,15 @@ def test_a_token_that_ends_inside_a_character_still_tells_choices_apart() -> Non
     assert [math.exp(one) for one in found] == pytest.approx([0.6, 0.2, 0.2])
 
 
+def test_a_branch_that_ends_inside_a_character_goes_to_every_choice_it_may_become() -> None:
+    pieces = {(): "", (0,): "n", (1,): "k\ufffd", (0, 2): "n\ufffd", (0, 3): "no"}
+    steps = (
+        Step(0, {0: math.log(0.8), 1: math.log(0.2)}),
+        Step(3, {3: math.log(0.75), 2: math.log(0.25)}),
+    )
+    found = choice_logprobs(("né", "no", "ké"), steps, lambda ids: pieces[tuple(ids)])
+    assert [math.exp(one) for one in found] == pytest.approx([0.1, 0.7, 0.2])
+
+
 def test_values_stand_under_their_labels_in_the_cards_order() -> None:
     assert list(by_label(["b", "a"], [0.1, 0.9]).items()) == [("b", 0.1), ("a", 0.9)]
