@@ -68,10 +68,11 @@ async def test_a_chunked_body_is_refused_as_soon_as_it_is_too_large(house: House
     writer.write(b"POST /v1/tasks/colour HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
     for _ in range(17):  # one more than fits, and the body does not end
         writer.write(b"10000\r\n" + b" " * 65_536 + b"\r\n")
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 413 ")
-    length = int(httpx_headers(head)["content-length"])
-    body = json.loads(await reader.readexactly(length))
+    async with asyncio.timeout(10):
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413 ")
+        length = int(httpx_headers(head)["content-length"])
+        body = json.loads(await reader.readexactly(length))
     assert body["error"]["code"] == "invalid_request"
     writer.close()
 
