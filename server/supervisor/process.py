@@ -36,7 +36,7 @@ class State(StrEnum):
     FAILED = "failed"
 
 
-class LaunchRefused(Exception):  # noqa: N818
+class LaunchRefused(Exception):
     """The replica cannot be started just now; the message says why and what to do."""
 
 

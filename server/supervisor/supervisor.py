@@ -141,12 +141,23 @@ class Supervisor:
         """Wait until every replica runs or has failed; return those that failed."""
         while not all(one.state in (State.RUNNING, State.FAILED) for one in self.replicas):
             self._changed.clear()
-            await self._changed.wait()
+            await self._wait_for(self._changed)
         return tuple(one for one in self.replicas if one.state is State.FAILED)
 
     async def run_until(self, stop: asyncio.Event) -> None:
         """Keep the replicas alive until `stop` is set."""
-        await stop.wait()
+        await self._wait_for(stop)
+
+    async def _wait_for(self, event: asyncio.Event) -> None:
+        waiting = asyncio.create_task(event.wait())
+        try:
+            done, _ = await asyncio.wait(
+                {waiting, *self._tasks}, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+        for task in done - {waiting}:
+            task.result()  # a replica's task never ends by itself: this raises its fault
 
     def _log(self, worker: Worker, index: int) -> Path:
         return self._log_dir / f"{worker.name}-{index}.log"

@@ -13,11 +13,12 @@ from server.supervisor.restart import RestartPolicy
 
 
 class FakeClock:
-    """Passes time at once, and ends the test when it has slept often enough."""
+    """Passes time at once, but stands still after so many naps, or in one too long."""
 
-    def __init__(self, naps: int = 40) -> None:
+    def __init__(self, naps: int = 40, longest_seconds: float = 1e9) -> None:
         self.time = 0.0
         self.naps = naps
+        self.longest_seconds = longest_seconds
 
     def now(self) -> float:
         return self.time
@@ -26,7 +27,7 @@ class FakeClock:
         self.time += seconds
         self.naps -= 1
         await asyncio.sleep(0)
-        if self.naps <= 0:
+        if self.naps <= 0 or seconds > self.longest_seconds:
             await asyncio.Event().wait()
 
 

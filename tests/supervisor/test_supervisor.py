@@ -37,7 +37,7 @@ def supervisor(
         fleet,
         observer=notes,
         log_dir=log_dir,
-        clock=FakeClock(naps=60),
+        clock=FakeClock(naps=200, longest_seconds=30.0),
         launcher=lambda fleet, worker, replica, log: launchers[replica],
     )
 
@@ -106,3 +106,17 @@ async def test_an_error_inside_still_stops_everything(
     with pytest.raises(RuntimeError, match="the gateway fell over"):
         await serve()
     assert launcher.children[0].stopped
+
+
+async def test_an_observer_that_fails_is_not_waited_for_in_vain(
+    make_worker: MakeWorker, make_fleet: MakeFleet
+) -> None:
+    class Deaf(Notes):
+        def on_state(self, worker: str, replica: int, state: State, reason: str) -> None:
+            if state is State.BACKING_OFF:
+                raise ValueError("cannot hear you")
+
+    launcher = FakeLauncher([FakeChild(1)], iter([False]))
+    async with supervisor(make_fleet(make_worker()), {0: launcher}, Deaf()) as running:
+        with pytest.raises(ValueError, match="cannot hear you"):
+            await running.run_until(asyncio.Event())
