@@ -127,8 +127,9 @@ class GuardedChild:
 
     async def _sweep(self) -> None:
         # A process that is just being forked can escape one look, never all of them.
-        for _ in range(int(MARGIN_SECONDS / LOOK_SECONDS)):
-            if not leftovers.sweep(self._mark):
+        for look in range(int(MARGIN_SECONDS / LOOK_SECONDS)):
+            sparing = look * LOOK_SECONDS < guardian.TIDY_SECONDS
+            if not leftovers.sweep(self._mark, sparing=sparing):
                 return
             await asyncio.sleep(LOOK_SECONDS)
         logger.error("processes that cannot be killed: %s", leftovers.find(self._mark))

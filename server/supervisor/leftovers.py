@@ -11,13 +11,20 @@ import os
 import signal
 from pathlib import Path
 
+from server.supervisor import guardian
+
 MARK = "FLEET_REPLICA_MARK"
 
 
-def sweep(mark: str) -> list[int]:
-    """Kill every process that carries `mark`; return those that were there."""
+def sweep(mark: str, *, sparing: bool = False) -> list[int]:
+    """Kill every process that carries `mark`; return those that were there.
+
+    With `sparing`, one that tidies up after the others is left to do so.
+    """
     found = find(mark)
     for pid in found:
+        if sparing and guardian.tidies_up(pid):
+            continue
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return found

@@ -190,6 +190,31 @@ async def test_the_replica_sees_its_environment_and_none_of_the_gateways_secrets
     assert launcher.log.read_text() == f"started None {mark} {tmp_path}\n"
 
 
+SHARER = """
+import time
+from multiprocessing.shared_memory import SharedMemory
+memory = SharedMemory(create=True, size=4096)
+print(memory.name, flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.mark.parametrize("victim", ["server", "guardian"])
+async def test_a_killed_process_leaves_no_shared_memory(
+    victim: str, make_launcher: Launch, mark: str
+) -> None:
+    launcher = make_launcher(command=[sys.executable, "-S", "-c", SHARER])
+    child = await launcher.launch()
+    await until(lambda: launcher.log.exists() and "\n" in launcher.log.read_text(), "its name")
+    memory = Path("/dev/shm") / launcher.log.read_text().split()[0]  # noqa: S108
+    assert memory.exists()
+    os.kill(server_of(child, mark) if victim == "server" else child.pid, signal.SIGKILL)
+    await child.wait()
+    await child.stop()
+    assert marked(mark) == []
+    assert not memory.exists()
+
+
 SUPERVISOR = """
 import asyncio, sys
 from pathlib import Path
