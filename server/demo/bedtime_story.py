@@ -32,22 +32,36 @@ HEROES, PLACES, MOODS, LESSONS = (tuple(_STORY[field]) for field in FIELDS)
 INPUT_SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "type": "object",
-    "properties": {
-        field: {"type": "string", "enum": list(_STORY[field])} for field in FIELDS
-    },
+    "properties": {field: {"type": "string", "enum": list(_STORY[field])} for field in FIELDS},
     "required": list(FIELDS),
     "additionalProperties": False,
 }
 
 TRY: tuple[dict[str, str], ...] = (
-    {"hero": "a tiny dragon", "place": "a dusty library", "mood": "funny",
-     "lesson": "mistakes help us learn"},
-    {"hero": "a shy hedgehog", "place": "the moonlit beach", "mood": "calm",
-     "lesson": "friends come in all shapes"},
-    {"hero": "a little robot", "place": "the apple orchard", "mood": "dreamy",
-     "lesson": "patience brings good things"},
-    {"hero": "a young witch", "place": "the castle on the hill", "mood": "cosy",
-     "lesson": "sharing makes two hearts happy"},
+    {
+        "hero": "a tiny dragon",
+        "place": "a dusty library",
+        "mood": "funny",
+        "lesson": "mistakes help us learn",
+    },
+    {
+        "hero": "a shy hedgehog",
+        "place": "the moonlit beach",
+        "mood": "calm",
+        "lesson": "friends come in all shapes",
+    },
+    {
+        "hero": "a little robot",
+        "place": "the apple orchard",
+        "mood": "dreamy",
+        "lesson": "patience brings good things",
+    },
+    {
+        "hero": "a young witch",
+        "place": "the castle on the hill",
+        "mood": "cosy",
+        "lesson": "sharing makes two hearts happy",
+    },
 )
 
 MIN_WORDS, MAX_WORDS = 70, 110
@@ -101,10 +115,15 @@ def _draft(choice: Choice, rng: random.Random) -> str:
     plot = rng.choice(lesson["plots"])
     friend, gender = rng.choice(place["friends"])
     values: dict[str, str] = {
-        "hero": choice[0], "lesson": choice[3], "name": rng.choice(hero["names"]),
-        "trait": rng.choice(hero["traits"]), "detail": rng.choice(place["details"]),
-        "how": rng.choice(mood["how"]), "thing": rng.choice(plot["things"]),
-        "friend": friend, "pal": friend.rpartition(" named ")[2],
+        "hero": choice[0],
+        "lesson": choice[3],
+        "name": rng.choice(hero["names"]),
+        "trait": rng.choice(hero["traits"]),
+        "detail": rng.choice(place["details"]),
+        "how": rng.choice(mood["how"]),
+        "thing": rng.choice(plot["things"]),
+        "friend": friend,
+        "pal": friend.rpartition(" named ")[2],
         **{key: place[key] for key in ("at", "path", "spot", "top", "bed", "sound")},
         **_PRONOUNS[hero["he"]],
         **{f"f{key}": word for key, word in _PRONOUNS[gender].items()},

@@ -104,6 +104,9 @@ class Book:
     words: Mapping[str, Mapping[str, tuple[str, ...]]]
     open_slots: frozenset[str]
     """Slots whose vocabulary is partly held out of training."""
+    splits: Mapping[str, Split] | None = None
+    """The split of each frame that can be held out, all others being for training; or None:
+    every frame can be, and `split_of` says which is."""
 
     @classmethod
     def load(cls, *names: str, open_slots: Sequence[str]) -> Book:
@@ -124,6 +127,10 @@ class Book:
         book._check()
         return book
 
+    def split(self, frame: str) -> Split:
+        """The split that a frame of this book belongs to."""
+        return split_of(frame) if self.splits is None else self.splits.get(frame, "train")
+
     def _check(self) -> None:
         known = {slot for slots in self.words.values() for slot in slots}
         texts = [frame for group in self.frames.values() for frame in group]
@@ -136,7 +143,7 @@ class Book:
     @functools.cached_property
     def _by_split(self) -> Mapping[tuple[str, Split], tuple[str, ...]]:
         return {
-            (group, split): tuple(frame for frame in frames if split_of(frame) == split)
+            (group, split): tuple(frame for frame in frames if self.split(frame) == split)
             for group, frames in self.frames.items()
             for split in SPLITS
         }

@@ -60,8 +60,15 @@ _NAMES: dict[str, list[str]] = {
     for key, words in tomllib.loads((_DATA / "invoice_names.toml").read_text("utf-8")).items()
 }
 _POOLS = {
-    "S": "surnames", "N": "nouns", "T": "trades", "X": "suffixes", "P": "places",
-    "A": "adjectives", "F": "first", "H": "name_heads", "E": "name_tails",
+    "S": "surnames",
+    "N": "nouns",
+    "T": "trades",
+    "X": "suffixes",
+    "P": "places",
+    "A": "adjectives",
+    "F": "first",
+    "H": "name_heads",
+    "E": "name_tails",
 }
 _LAYOUTS: dict[str, Any] = tomllib.loads((_DATA / "invoice_layouts.toml").read_text("utf-8"))
 _DAY_STYLES: list[str] = _LAYOUTS["days"]
@@ -172,7 +179,8 @@ class _Writer:
             tail = self._word("E")
             return self._word("H") + (tail.title() if rng.random() < 0.3 else tail)
         word = "".join(
-            rng.choice(_NAMES["onsets"]) + rng.choice(_NAMES["vowels"])
+            rng.choice(_NAMES["onsets"])
+            + rng.choice(_NAMES["vowels"])
             + (rng.choice(_NAMES["codas"]) if rng.random() < 0.25 else "")
             for _ in range(rng.choice((2, 2, 2, 3, 3)))
         )
@@ -279,7 +287,12 @@ class _Paper:
         month = _NAMES["months"][day.month - 1]
         ending = {1: "st", 2: "nd", 3: "rd"}.get(0 if 11 <= day.day <= 13 else day.day % 10, "th")
         return style.format(
-            d=day.day, m=day.month, y=day.year, month=month, mon=month[:3], th=ending,
+            d=day.day,
+            m=day.month,
+            y=day.year,
+            month=month,
+            mon=month[:3],
+            th=ending,
             week=_NAMES["weekdays"][day.weekday()],
         )
 
@@ -292,8 +305,18 @@ def _sums(rng: random.Random, total: int) -> dict[str, int]:
     small, extra = int(total * rng.uniform(0.03, 0.2)) + 1, int(total * rng.uniform(0.1, 0.9)) + 1
     cash = -(-total // 1000) * 1000
     return {
-        "total": total, "net": net, "vat": total - net, "price1": price, "price2": total - price,
-        "part1": part, "part2": net - part, "small": small, "goods": total - small,
-        "before": total + small, "extra": extra, "gross": total + extra,
-        "cash": cash, "change": cash - total,
+        "total": total,
+        "net": net,
+        "vat": total - net,
+        "price1": price,
+        "price2": total - price,
+        "part1": part,
+        "part2": net - part,
+        "small": small,
+        "goods": total - small,
+        "before": total + small,
+        "extra": extra,
+        "gross": total + extra,
+        "cash": cash,
+        "change": cash - total,
     }

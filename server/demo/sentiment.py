@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
+from server.demo.carriers import carrier_group, spread
 from server.demo.frames import Book, Split, Writer, balanced, noisy
 from server.types import Example
 
@@ -30,13 +32,18 @@ OPEN_SLOTS = ("item", "part", "name", "brand", "city", "who", "staff", "stuff", 
 _TOPICS = ("product", "food", "stay", "app", "media", "service")
 _WEIGHTS = (30, 18, 12, 14, 12, 14)
 _SIZES = (("short", 0.14), ("one", 0.42), ("two", 0.29), ("three", 0.15))
+_CARRIED = 0.5
 _TRIES = 12
 
 
 @functools.cache
 def book() -> Book:
     """The frames and words of the review task, read once."""
-    return Book.load("sentiment_words", "sentiment_frames", "sentiment_more", open_slots=OPEN_SLOTS)
+    written = Book.load(
+        "sentiment_words", "sentiment_frames", "sentiment_more", open_slots=OPEN_SLOTS
+    )
+    frames, splits = spread(written.frames)
+    return replace(written, frames=frames, splits=splits)
 
 
 def rows(split: Split, count: int, seed: int) -> Iterator[Example]:
@@ -64,11 +71,18 @@ def _review(label: str, split: Split, rng: random.Random) -> str:
     writer = Writer(book(), split, rng, topic, steady=("item",))
     (size,) = rng.choices([name for name, _ in _SIZES], [weight for _, weight in _SIZES])
     full = book().group(label, split), book().group(f"{label}.{topic}", split)
-    short = book().group(f"{label}.short", split)
+    carriers = tuple(
+        frame
+        for name in ("", "short", topic)
+        for frame in book().group(f"{label}.{carrier_group(name)}", split)
+    )
+    short = book().group(f"{label}.short", split) or carriers
     facts = book().group("facts", split)
 
     def main() -> str:
         general, special = full
+        if not general or rng.random() < _CARRIED:
+            return rng.choice(carriers)
         if label == "neutral" and facts and rng.random() < 0.12:
             return rng.choice(facts)
         own = special and rng.random() < (0.4 if label == "neutral" else 0.3)

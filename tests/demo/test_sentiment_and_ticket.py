@@ -13,7 +13,9 @@ from types import ModuleType
 import pytest
 
 from server.demo import sentiment, ticket
-from server.demo.frames import SPLITS, Book, Writer, held_out, split_of, tidy
+from server.demo.carriers import carriers, spread
+from server.demo.frames import SPLITS, Book, Writer, held_out, tidy
+from server.demo.told import splits as told_splits
 
 STRANGERS: dict[str, dict[str, list[str]]] = tomllib.loads(
     Path(__file__).with_name("strangers.toml").read_text(encoding="utf-8")
@@ -60,11 +62,57 @@ def test_frames_belong_to_one_split(task: ModuleType) -> None:
         parts = [set(book.group(group, split)) for split in SPLITS]
         assert sum(map(len, parts)) == len(book.frames[group])
         assert not any(a & b for a, b in itertools.combinations(parts, 2))
-    for label in task.LABELS:
-        for split in SPLITS:
-            assert len(book.group(label, split)) >= 8
-    frames = [frame for group in book.frames.values() for frame in group]
-    assert 0.75 < sum(split_of(frame) == "train" for frame in frames) / len(frames) < 0.85
+    told = [f for group, texts in book.frames.items() if label_of(task, group) for f in texts]
+    assert sum(book.split(frame) != "train" for frame in told) >= 150
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_label_has_frames_held_out(task: ModuleType) -> None:
+    book: Book = task.book()
+    for split in ("validation", "test"):
+        held = Counter(
+            label_of(task, group)
+            for group, texts in book.frames.items()
+            for frame in texts
+            if book.split(frame) == split
+        )
+        assert set(held) - {None} == set(task.LABELS)
+
+
+def label_of(task: ModuleType, group: str) -> str | None:
+    label = group.partition(".")[0]
+    return label if label in task.LABELS else None
+
+
+def test_a_carrier_is_held_out_with_all_its_labels() -> None:
+    frames = {
+        "positive": ("The shop is {good} now.", "It glows and is {good}."),
+        "negative": ("The shop was {bad}.", "It wobbled."),
+        "neutral": ("The shop is {mid} now.", "It was now the shop."),
+    }
+    found = carriers(frames)
+    assert found == {"": frozenset({"The shop is {good} now.", "The shop was {good}."})}
+    spread_out, splits = spread(frames)
+    assert set(splits) == {
+        text.replace("{good}", f"{{{slot}}}")
+        for text in found[""]
+        for slot in ("good", "bad", "mid")
+    }
+    for text in found[""]:
+        assert (
+            len({splits[text.replace("{good}", f"{{{s}}}")] for s in ("good", "bad", "mid")}) == 1
+        )
+    assert "It wobbled." in spread_out["negative"]
+    assert all("The shop" not in text for text in spread_out["negative"])
+
+
+def test_a_frame_told_by_no_known_word_is_for_training() -> None:
+    known = tuple(f"My parcel number {n} is late." for n in range(40))
+    letters = "abcdefghijklmnopqrst"
+    unknown = tuple(f"{one}{other}x" for one in letters[:8] for other in letters[:5])
+    found = told_splits({"delivery": known, "other": unknown}, frozenset({"delivery", "other"}))
+    assert {found[frame] for frame in unknown} == {"train"}
+    assert "test" in {found[frame] for frame in known}
 
 
 @pytest.mark.parametrize("task", TASKS)
