@@ -22,6 +22,8 @@ class _Server(uvicorn.Server):
 async def serving(app: Any, port: int = 0) -> AsyncGenerator[str]:
     """Yield the URL at which `app` answers for as long as the block runs."""
     with socket.create_server(("127.0.0.1", port)) as listener:
+        # asyncio's own loop, unlike uvloop, leaves Nagle's 40 ms to the accepted connections.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         config = uvicorn.Config(
             app, http="httptools", access_log=False, log_config=None, timeout_graceful_shutdown=1
         )

@@ -7,6 +7,7 @@ import click
 from server import __version__
 from server.cli.ask import ask
 from server.cli.check import check
+from server.cli.demo import demo
 from server.cli.run import serve, up, workers
 from server.errors import ConfigError
 
@@ -34,5 +35,5 @@ def main() -> None:
     """
 
 
-for command in (up, serve, workers, check, ask):
+for command in (up, serve, workers, check, ask, demo):
     main.add_command(command)

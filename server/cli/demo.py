@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+import click
+
 from server.demo import bedtime_story, invoice, recipe, sentiment, ticket
 from server.specialist import Kind, SpecialistCard, load
 
@@ -34,6 +36,52 @@ class Report:
     seconds: float
     bytes: int
     cards: tuple[SpecialistCard, ...]
+
+
+@click.group()
+def demo() -> None:
+    """The demo fleet's own specialists."""
+
+
+@demo.command("build")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("specialists"),
+    show_default=True,
+    help="Where the specialists go; the ones there are replaced when all is done.",
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True, help="The same seed, the same fleet."
+)
+def build_command(out: Path, seed: int) -> None:
+    """Train the demo fleet from nothing: a base and four adapters, with their cards.
+
+    Takes about a quarter of an hour on two cores. A build that is stopped changes nothing.
+    """
+    try:
+        from server.tuning.progress import ProgressLog
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is missing: training needs `pip install '.[tune]'`, or use `make demo`"
+        ) from None
+    progress = ProgressLog()
+    try:
+        report = build(out, seed, progress)
+    finally:
+        progress.close()
+    for card in report.cards:
+        quality = card.quality
+        figures = quality.metrics if quality else {}
+        baseline = quality.baseline if quality else {}
+        click.echo(f"{card.content_id()}: {_figures(figures)}")
+        if baseline and quality:
+            click.echo(f"    beside it, {quality.baseline_name}: {_figures(baseline)}")
+    click.echo(f"built in {report.seconds:.0f} s, {report.bytes / 1e6:.1f} MB in {out}")
+
+
+def _figures(metrics: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
 
 
 def build(out: Path, seed: int, progress: Progress) -> Report:
