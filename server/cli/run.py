@@ -82,9 +82,12 @@ def _run(
 async def _up(fleet: Fleet) -> None:
     metrics = Metrics(fleet)
     with _stop_signals() as stop:
-        async with _gateway(fleet, metrics, stop), Supervisor(fleet, observer=_Narrator(metrics)):
+        async with (
+            _gateway(fleet, metrics, stop),
+            Supervisor(fleet, observer=_Narrator(metrics)) as supervisor,
+        ):
             await _announce(fleet, stop)
-            await stop.wait()
+            await supervisor.run_until(stop)
             click.echo("\nstopping ...", err=True)
 
 
