@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from server.specialist import Piece, TextPiece
 from server.tuning.copying import install_copying
 from server.tuning.dataset import Encoder, Row, copying_rows, document_rows
 from server.tuning.model import Architecture, new_model, save_model
@@ -22,6 +23,7 @@ from server.types import Example
 LONGEST_DOCUMENT = 256
 LONGEST_COPY = 48
 DOCUMENT_WEIGHT = 0.2
+ANNOUNCED_EVERY = 6
 LABEL_WEIGHT = 10.0
 """A label is one telling token in a row; without its weight, texts would drown it."""
 TOKENIZER_TEXTS = 24_000
@@ -63,7 +65,7 @@ def make_base(
     rows = document_rows(documents, tokenizer, LONGEST_DOCUMENT, DOCUMENT_WEIGHT)
     rows += copying_rows(tokenizer, recipe.copying_rows, LONGEST_COPY, seed)
     for lesson in lessons:
-        rows += announced_rows(lesson, tokenizer)
+        rows += lesson_rows(lesson, tokenizer)
     model = new_model(recipe.shape, tokenizer, seed)
     install_copying(model)
     fit(
@@ -73,24 +75,36 @@ def make_base(
     save_model(model, directory)
 
 
-def announced_rows(lesson: Lesson, tokenizer: Tokenizer) -> list[Row]:
-    """Return the lesson's examples with answers that name their task first: `ticket: B`.
+def lesson_rows(lesson: Lesson, tokenizer: Tokenizer) -> list[Row]:
+    """Return the examples with their task named, never as an adapter will meet them.
 
-    So the base learns what the adapters will need, yet answers a bare prompt clearly otherwise
-    than they do: a request that missed its adapter shows.
+    Most name it in the question, above the input, and are answered at once: what the base
+    learns there an adapter only has to call up. The others have the bare question, and name the
+    task in the answer (`ticket: B`): so a request that missed its adapter shows.
     """
-    encoder = Encoder(lesson.task.prompt, tokenizer)
+    task = lesson.task
+    bare = Encoder(task.prompt, tokenizer)
+    named = Encoder(_named(task), tokenizer)
     said = {
         label: str(tokenizer.id_to_token(token_id))
-        for label, token_id in letter_ids(tokenizer, lesson.task.labels).items()
+        for label, token_id in letter_ids(tokenizer, task.labels).items()
     }
     weight = LABEL_WEIGHT if said else 1.0
     rows = []
-    for example in lesson.examples:
+    for number, example in enumerate(lesson.examples):
         answer = said.get(str(example.output), str(example.output))
-        row = encoder.answered(example, f"{lesson.task.name}: {answer}")
+        if number % ANNOUNCED_EVERY:
+            row = named.answered(example, answer)
+        else:
+            row = bare.answered(example, f"{task.name}: {answer}")
         rows.append(replace(row, weight=weight))
     return rows
+
+
+def _named(task: Task) -> tuple[Piece, ...]:
+    """Return the template with a line that names the task above the input."""
+    first = next(i for i, piece in enumerate(task.prompt) if isinstance(piece, TextPiece))
+    return (*task.prompt[: first + 1], TextPiece(text=f"{task.name}\n"), *task.prompt[first + 1 :])
 
 
 def _texts(lessons: Sequence[Lesson], documents: Sequence[str], seed: int) -> list[str]:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from server.prompt import PromptTemplate
 from server.specialist import Piece
-from server.tuning.tokenizer import BOS, END_OF_TURN, EOS, control_id
+from server.tuning.tokenizer import BOS, CONTROL_TOKENS, END_OF_TURN, EOS, control_id
 from server.types import Example, Input
 
 WIDTH_STEP = 8
@@ -84,7 +84,7 @@ def copying_rows(tokenizer: Tokenizer, count: int, longest: int, seed: int) -> l
     """
     chance = random.Random(seed)
     bos, eos = control_id(tokenizer, BOS), control_id(tokenizer, EOS)
-    first = eos + 64  # past the control tokens
+    first = len(CONTROL_TOKENS)
     size = tokenizer.get_vocab_size()
     rows = []
     for _ in range(count):

@@ -33,8 +33,9 @@ def golden_probes(
 ) -> tuple[Golden, ...]:
     """Return up to four probes, those first that differ most from `base`.
 
-    The tokens listed are the label tokens, or the likeliest ones of both models for a specialist
-    that writes. Without a base there is nothing to differ from, and the first inputs are taken.
+    The tokens listed are the label tokens and the likeliest one of the base, or the likeliest
+    ones of both models for a specialist that writes. Without a base there is nothing to differ
+    from, and the first inputs are taken.
 
     Raises:
         IndistinctError: fewer than `least` inputs lie `LEAST_DISTANCE` from the base.
@@ -48,7 +49,7 @@ def golden_probes(
     found = []
     theirs = next_logits(base, prompts).log_softmax(-1)
     for value, own, other in zip(inputs, mine, theirs, strict=True):
-        ids = list(label_ids) or sorted({*_top(own), *_top(other)})
+        ids = sorted({*(label_ids or _top(own)), *_top(other, 1 if label_ids else TOP)})
         distance = total_variation(own[ids], other[ids])
         if distance >= LEAST_DISTANCE:
             found.append((distance, _golden(value, own, ids)))
@@ -65,8 +66,8 @@ def total_variation(one: torch.Tensor, other: torch.Tensor) -> float:
     return 0.5 * float((one.softmax(-1) - other.softmax(-1)).abs().sum())
 
 
-def _top(logprobs: torch.Tensor) -> list[int]:
-    return sorted(logprobs.topk(TOP).indices.tolist())
+def _top(logprobs: torch.Tensor, count: int = TOP) -> list[int]:
+    return sorted(logprobs.topk(count).indices.tolist())
 
 
 def _golden(value: Input, logprobs: torch.Tensor, ids: Sequence[int]) -> Golden:

@@ -21,7 +21,8 @@ _WORDS = Regex(
     r"""| ?\p{Ll}+(?: (?=\p{Lu}))?"""
     r"""|\p{L}+"""
     r"""|\s\s+"""
-    r"""| ?[^\s\p{L}\p{N}](?: (?=\p{Lu}))?"""
+    r"""| ?[.,:;!?&)](?: (?=\p{Lu}))?"""
+    r"""| ?[^\s\p{L}\p{N}]"""
     r"""|\s"""
 )
 """How text falls into words, so that a copied name is made of the same tokens.

@@ -88,7 +88,7 @@ def test_an_adapter_learns_and_its_probes_tell_it_from_its_base(base: Path, tmp_
     assert card.quality.metrics["accuracy"] >= 0.95
     assert set(card.files) == {"adapter_config.json", "adapter_model.safetensors"}
     assert len(card.golden) >= 3
-    assert {len(golden.logprobs) for golden in card.golden} == {3}
+    assert {len(golden.logprobs) for golden in card.golden} <= {3, 4}
 
 
 def test_an_adapter_says_nothing_of_the_machine_it_was_made_on(base: Path, tmp_path: Path) -> None:
