@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from server.demo.carriers import carrier_group, spread
-from server.demo.frames import Book, Split, Writer, balanced, noisy
+from server.demo.frames import Book, Split, Writer, labelled
+from server.demo.noise import noisy
 from server.types import Example
 
 DESCRIPTION = "Whether a customer's review is positive, neutral or negative."
@@ -33,7 +34,6 @@ _TOPICS = ("product", "food", "stay", "app", "media", "service")
 _WEIGHTS = (30, 18, 12, 14, 12, 14)
 _SIZES = (("short", 0.14), ("one", 0.42), ("two", 0.29), ("three", 0.15))
 _CARRIED = 0.5
-_TRIES = 12
 
 
 @functools.cache
@@ -49,15 +49,7 @@ def book() -> Book:
 def rows(split: Split, count: int, seed: int) -> Iterator[Example]:
     """`count` labelled reviews of a split, balanced over the labels, the same for a seed."""
     rng = random.Random(f"sentiment {split} {seed}")
-    seen: set[str] = set()
-    for label in balanced(tuple(LABELS), count, rng):
-        text = ""
-        for _ in range(_TRIES):
-            text = _review(label, split, rng)
-            if text not in seen:
-                break
-        seen.add(text)
-        yield Example(input=text, output=label)
+    return labelled(tuple(LABELS), lambda label, rng: _review(label, split, rng), count, rng)
 
 
 def documents(count: int, seed: int) -> Iterator[str]:

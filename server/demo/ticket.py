@@ -7,7 +7,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 
-from server.demo.frames import Book, Split, Writer, balanced, noisy
+from server.demo.frames import Book, Split, Writer, labelled
+from server.demo.noise import noisy
 from server.demo.told import splits
 from server.types import Example
 
@@ -36,8 +37,6 @@ TRY: tuple[str, ...] = (
 
 OPEN_SLOTS = ("name", "surname", "company", "city", "item", "street", "number", "language")
 
-_TRIES = 12
-
 
 @functools.cache
 def book() -> Book:
@@ -49,15 +48,7 @@ def book() -> Book:
 def rows(split: Split, count: int, seed: int) -> Iterator[Example]:
     """`count` labelled e-mails of a split, balanced over the labels, the same for a seed."""
     rng = random.Random(f"ticket {split} {seed}")
-    seen: set[str] = set()
-    for label in balanced(tuple(LABELS), count, rng):
-        text = ""
-        for _ in range(_TRIES):
-            text = _mail(label, split, rng)
-            if text not in seen:
-                break
-        seen.add(text)
-        yield Example(input=text, output=label)
+    return labelled(tuple(LABELS), lambda label, rng: _mail(label, split, rng), count, rng)
 
 
 def documents(count: int, seed: int) -> Iterator[str]:
