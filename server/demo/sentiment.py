@@ -32,7 +32,7 @@ OPEN_SLOTS = ("item", "part", "name", "brand", "city", "who", "staff", "stuff", 
 
 _TOPICS = ("product", "food", "stay", "app", "media", "service")
 _WEIGHTS = (30, 18, 12, 14, 12, 14)
-_SIZES = (("short", 0.14), ("one", 0.42), ("two", 0.29), ("three", 0.15))
+_SIZES = (("short", 0.06), ("one", 0.20), ("two", 0.40), ("three", 0.34))
 _CARRIED = 0.5
 
 
