@@ -49,7 +49,8 @@ _LEANING = re.compile(
     r"|worst|great|good|bad|zero|five|three|ten|half|stars?|recommend(ed)?|special|enough|broke"
     r"|early|hurt|reviews?|wrong|right|critics|crash(es)?|forget|slow|hidden|tired|sent|worried"
     r"|well|better|expected|lot|waited|late|ads|cheap|easy|simple|everything|why|how|who|treated"
-    r"|left|such|what|like|need|years|worry|laughed|always|everywhere|stayed|after one|fit|went)\b|n't|\?",
+    r"|left|such|what|like|need|years|worry|laughed|always|everywhere|stayed|after one|fit|went)\b"
+    r"|n't|\?",
     re.IGNORECASE,
 )
 _SLOT = re.compile(r"\{(\w+)((?::\w+)?)\}")
