@@ -30,9 +30,15 @@ CONSTANT = 4.0
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def install_copying(model: Gemma3ForCausalLM) -> None:
-    """Write a previous-token head into layer 0 and an induction head into layer 1, in place."""
+    """Write a previous-token head into layer 0 and an induction head into layer 1, in place.
+
+    Raises:
+        ValueError: the model has a single layer, or is too narrow to hold two tokens' content.
+    """
     config = model.config
     hidden, head = config.hidden_size, config.head_dim
+    if config.num_hidden_layers < 2 or hidden <= 2 * head:
+        raise ValueError("copying needs two layers, and more than twice a head's dimensions")
     before = slice(hidden - head, hidden)
     content = slice(1, hidden - head)
     embedding = model.model.embed_tokens.weight

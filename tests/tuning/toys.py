@@ -15,7 +15,7 @@ from server.tuning.train import Schedule
 from server.types import Example
 
 TINY = Architecture(
-    hidden=64, layers=2, heads=1, kv_heads=1, head_dim=32, intermediate=96, max_positions=256
+    hidden=96, layers=2, heads=1, kv_heads=1, head_dim=32, intermediate=96, max_positions=256
 )
 SHORT = Schedule(steps=50, learning_rate=4e-3, tokens_per_batch=512, warmup_steps=5)
 ADAPTER = AdapterRecipe(AdapterShape(8, 16), Schedule(60, 5e-3, 512, warmup_steps=5))
