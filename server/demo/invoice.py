@@ -9,7 +9,8 @@ Conventions, so that each text has one right answer:
 * "Ltd", "GmbH" and the like never end on a full stop; "Inc.", "Co.", "Corp.", "S.A." always do.
 
 A vendor has a core word (a surname, a noun, an invented word). Core words and layouts fall into
-train, validation or test by a stable hash: a test row's vendor and layout were never trained on.
+train, validation or test by a stable hash: a test row's vendor and layout were never trained on
+(see `layouts` for which layouts can be held out fairly).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import hashlib
 import random
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +56,13 @@ TRY: tuple[str, ...] = (
     "Please transfer CAD 412.75 by October 31, 2024.",
 )
 
+# A layout can be held out if each of its places is that of so many others, too; and how many are.
+_KNOWN_LAYOUTS = 1
+_TEST_LAYOUTS = 12
+_HELD_LAYOUTS = 18
+_KEY = re.compile(r"\{(vendor|date|total|n_total)\b")
+_WORD_BEFORE = re.compile(r"[A-Za-z_]+|[^\sA-Za-z_]")
+
 _DATA = Path(__file__).parent / "data"
 _NAMES: dict[str, list[str]] = {
     key: words.split() if isinstance(words, str) else words
@@ -71,6 +80,9 @@ _POOLS = {
     "E": "name_tails",
 }
 _LAYOUTS: dict[str, Any] = tomllib.loads((_DATA / "invoice_layouts.toml").read_text("utf-8"))
+_WIDE: dict[str, Any] = tomllib.loads((_DATA / "invoice_wide.toml").read_text("utf-8"))
+_MACROS: dict[str, str] = _LAYOUTS["macros"] | _WIDE["macros"]
+_WIDE_SHARE = 0.5
 _DAY_STYLES: list[str] = _LAYOUTS["days"]
 _DAYS: dict[str, list[int]] = _LAYOUTS["offsets"]
 
@@ -106,14 +118,38 @@ def vendor_words(split: Split) -> frozenset[str]:
 
 
 def layouts(split: Split) -> tuple[tuple[str, str], ...]:
-    """Return the (kind, layout) pairs of a split."""
-    found: list[tuple[str, str]] = []
-    for kind in ("prose", "lines", "till"):
-        ranked = sorted(_LAYOUTS[kind], key=_hash_of)
-        test, rest = round(len(ranked) * 0.12), round(len(ranked) * 0.18)
-        part = {"test": ranked[:test], "validation": ranked[test:rest], "train": ranked[rest:]}
-        found.extend((kind, layout) for layout in part[split])
-    return tuple(found)
+    """Return the (kind, layout) pairs of a split.
+
+    Held out are layouts in which the vendor, the date and the total each stand where training
+    saw them stand in other layouts ("From: ...", "... of <date>"): a model that is trained from
+    nothing cannot guess what a word means that one layout alone uses.
+    """
+    every = [(kind, layout) for kind in ("prose", "lines", "till") for layout in _LAYOUTS[kind]]
+    standing = Counter(place for _, layout in every for place in _places(layout))
+    told = [
+        (kind, layout)
+        for kind, layout in every
+        if all(standing[place] > _KNOWN_LAYOUTS for place in _places(layout))
+    ]
+    ranked = sorted(told, key=lambda pair: _hash_of(pair[1]))
+    held = {"test": ranked[:_TEST_LAYOUTS], "validation": ranked[_TEST_LAYOUTS:_HELD_LAYOUTS]}
+    if split != "train":
+        return tuple(held[split])
+    return tuple(pair for pair in every if pair not in ranked[:_HELD_LAYOUTS])
+
+
+def _places(layout: str) -> frozenset[tuple[str, str]]:
+    """Return where a layout has its vendor, date and total: the key, and the words before it."""
+    lines = layout.strip().split("\n")
+    places = set()
+    for number, line in enumerate(lines):
+        for found in _KEY.finditer(line):
+            before = _WORD_BEFORE.findall(line[: found.start()])
+            # At the start of a line, only the first and the last line tell by themselves: a
+            # letterhead, a signature. In between it takes the layout's own heading.
+            edge = "^" if number == 0 else "$" if number == len(lines) - 1 else lines[0]
+            places.add((found[1], " ".join(before[-2:]).lower() if before else edge))
+    return frozenset(places)
 
 
 def _hash_of(text: str) -> int:
@@ -140,6 +176,8 @@ class _Writer:
 
     def paper(self) -> _Paper:
         kind, layout = self.rng.choice(self._layouts)
+        if self._split == "train" and self.rng.random() < _WIDE_SHARE:
+            layout = self.rng.choice(_WIDE["wide"][kind])
         return _Paper(self, kind, layout)
 
     def vendor(self) -> str:
@@ -229,7 +267,7 @@ class _Paper:
             lines += [*shuffled, line]
             shuffled = []
         text = "\n".join(lines).rstrip()
-        text = re.sub(r"<(\w+)>", lambda hit: f"[{_LAYOUTS['macros'][hit[1]]}]", text)
+        text = re.sub(r"<(\w+)>", lambda hit: f"[{_MACROS[hit[1]]}]", text)
         while "[" in text:
             text = re.sub(
                 r"\[([^\[\]]*)\]", lambda hit: self._rng.choice(hit[1].split("|")), text, count=1
