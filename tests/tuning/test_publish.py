@@ -122,8 +122,8 @@ def test_total_variation_is_zero_of_equals_and_one_of_strangers() -> None:
 
 
 def test_rows_can_be_few(tmp_path: Path) -> None:
-    example = Example("the cat", "animal")
-    rows = Rows("few", [example] * 4, [example], [example])
+    cat, six = Example("the cat", "animal"), Example("a six", "number")
+    rows = Rows("few", [cat, six], [six], [cat])
     card = tune_full(toys.sorting_task(words=True), rows, toys.SHORT, tmp_path, shape=toys.TINY)
     assert card.quality is not None
     assert card.quality.data.rows == 1

@@ -18,8 +18,8 @@ TINY = Architecture(
     hidden=96, layers=2, heads=1, kv_heads=1, head_dim=32, intermediate=96, max_positions=256
 )
 SHORT = Schedule(steps=50, learning_rate=4e-3, tokens_per_batch=512, warmup_steps=5)
-ADAPTER = AdapterRecipe(AdapterShape(8, 16), Schedule(60, 5e-3, 512, warmup_steps=5))
-BASE = BaseRecipe(TINY, SHORT, vocab_size=340, copying_rows=50)
+ADAPTER = AdapterRecipe(AdapterShape(8, 16), Schedule(150, 1e-2, 512, warmup_steps=5))
+BASE = BaseRecipe(TINY, Schedule(250, 4e-3, 1024, warmup_steps=5), vocab_size=340, copying_rows=50)
 
 PROMPT: tuple[Piece, ...] = (
     ControlPiece(control="<bos>"),
