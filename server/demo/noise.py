@@ -37,7 +37,7 @@ def noisy(text: str, rng: random.Random) -> str:
         return text
     if rng.random() < 0.45:
         text = text.lower()
-    elif rng.random() < 0.07:
+    elif rng.random() < 0.02:
         text = text.upper()
     if rng.random() < 0.30:
         text = text.replace("'", "")
