@@ -21,10 +21,10 @@ class BaseSizes:
     head_dim: int = 64
     intermediate: int = 448
     vocab_size: int = 2304
-    steps: int = 1700
+    steps: int = 2100
     learning_rate: float = 3e-3
     tokens_per_batch: int = 3072
-    copying_rows: int = 4_000
+    copying_rows: int = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +48,17 @@ BASE = BaseSizes()
 
 ADAPTERS = {
     "sentiment": AdapterSizes(
-        documents=3_000, rehearsed_rows=24_000, train_rows=20_000, steps=250
+        documents=1_000, rehearsed_rows=30_000, train_rows=20_000, steps=120
     ),
     "ticket": AdapterSizes(
-        documents=3_000, rehearsed_rows=24_000, train_rows=20_000, steps=250
+        documents=1_000, rehearsed_rows=26_000, train_rows=20_000, steps=120
     ),
     "invoice": AdapterSizes(
-        documents=6_000, rehearsed_rows=26_000, train_rows=20_000, steps=400,
+        documents=3_000, rehearsed_rows=36_000, train_rows=12_000, steps=300,
         validation_rows=0, test_rows=500,
     ),
     "bedtime-story": AdapterSizes(
-        documents=1_000, rehearsed_rows=5_000, train_rows=6_000, steps=200,
+        documents=100, rehearsed_rows=5_000, train_rows=5_000, steps=250,
         validation_rows=0, test_rows=100,
     ),
 }  # fmt: skip

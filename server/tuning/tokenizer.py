@@ -16,7 +16,8 @@ UNUSED = tuple(f"<unused{i}>" for i in range(32))
 CONTROL_TOKENS = (PAD, EOS, BOS, UNK, START_OF_TURN, END_OF_TURN, *UNUSED)
 
 _WORDS = Regex(
-    r"""[{}\[\],:"]{2,}"""  # JSON's joints
+    r""""?[{,]"\p{Ll}+":"?"""  # a key of compact JSON, with the marks around it
+    r"""|[{}\[\],:"]{2,}"""  # JSON's other joints
     r"""| ?\p{N}"""  # digits, one by one
     r"""| ?\p{Ll}+(?: (?=\p{Lu}))?"""
     r"""|\p{L}+"""
