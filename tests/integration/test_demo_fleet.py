@@ -80,12 +80,16 @@ def test_held_out_rows_are_answered_as_the_cards_say(fleet: RunningFleet) -> Non
         assert right >= 100 * card.quality.metrics["accuracy"] - 5
 
 
-def test_an_invoice_never_seen_is_extracted_right(fleet: RunningFleet) -> None:
-    rows = list(invoice.rows("test", 40, seed=78))
+def test_invoices_never_seen_are_extracted_as_the_card_says(fleet: RunningFleet) -> None:
+    rows = list(invoice.rows("test", 60, seed=78))
     response = fleet.http.post("/v1/tasks/invoice", json={"inputs": [row.input for row in rows]})
     answers = [one.get("output", {}).get("data") for one in response.json()["results"]]
     expected = [json.loads(str(row.output)) for row in rows]
-    assert sum(one == other for one, other in zip(answers, expected, strict=True)) >= 32
+    right = sum(one == other for one, other in zip(answers, expected, strict=True))
+    card = specialist.load(SPECIALISTS / "invoice").card
+    assert card.quality is not None
+    # The card's figure is without the engine's grammar; 15 per cent is two standard errors.
+    assert right >= 60 * (card.quality.metrics["exact_match"] - 0.15)
 
 
 def test_a_story_streams_word_by_word(fleet: RunningFleet) -> None:
