@@ -21,7 +21,7 @@ class BaseSizes:
     head_dim: int = 64
     intermediate: int = 448
     vocab_size: int = 2304
-    steps: int = 2100
+    steps: int = 1600
     learning_rate: float = 3e-3
     tokens_per_batch: int = 3072
     copying_rows: int = 3_000
@@ -48,17 +48,17 @@ BASE = BaseSizes()
 
 ADAPTERS = {
     "sentiment": AdapterSizes(
-        documents=1_000, rehearsed_rows=30_000, train_rows=20_000, steps=120
+        documents=2_000, rehearsed_rows=30_000, train_rows=24_000, steps=350
     ),
     "ticket": AdapterSizes(
-        documents=1_000, rehearsed_rows=26_000, train_rows=20_000, steps=120
+        documents=2_000, rehearsed_rows=30_000, train_rows=20_000, steps=350
     ),
     "invoice": AdapterSizes(
-        documents=3_000, rehearsed_rows=36_000, train_rows=12_000, steps=300,
+        documents=4_000, rehearsed_rows=34_000, train_rows=12_000, steps=450,
         validation_rows=0, test_rows=500,
     ),
     "bedtime-story": AdapterSizes(
-        documents=100, rehearsed_rows=5_000, train_rows=5_000, steps=250,
+        documents=500, rehearsed_rows=3_000, train_rows=3_000, steps=150,
         validation_rows=0, test_rows=100,
     ),
 }  # fmt: skip
