@@ -143,6 +143,16 @@ def read_examples(path: Path) -> list[Example]:
     return examples
 
 
+def texts_of(examples: Iterable[Example]) -> list[str]:
+    """Return all that examples say, for a tokenizer to learn from."""
+    texts: list[str] = []
+    for example in examples:
+        value, output = example.input, example.output
+        texts += [value] if isinstance(value, str) else [str(v) for v in value.values()]
+        texts += [output] if isinstance(output, str) else list(output)
+    return texts
+
+
 def rows_sha256(examples: Iterable[Example]) -> str:
     """Return the sha256 of examples written as JSONL, for a card's reference to its data."""
     digest = hashlib.sha256()

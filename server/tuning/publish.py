@@ -22,7 +22,7 @@ from server.specialist import (
 from server.tuning import evaluate
 from server.tuning.adapter import ADAPTER_FILES, AdapterShape, add_adapter, save_adapter
 from server.tuning.answering import Answering, Measured, answering
-from server.tuning.dataset import Row, rows_sha256
+from server.tuning.dataset import Row, rows_sha256, texts_of
 from server.tuning.golden import golden_probes
 from server.tuning.model import (
     WEIGHTS,
@@ -104,7 +104,7 @@ def tune_full(
         tokenizer, model = load_tokenizer(directory), load_model(base)
     else:
         shape = shape or Architecture()
-        learned = train_tokenizer(_texts_of(rows.train), vocab_size)
+        learned = train_tokenizer(texts_of(rows.train), vocab_size)
         save_tokenizer(learned, directory, shape.max_positions)
         tokenizer = load_tokenizer(directory)
         model = new_model(shape, tokenizer, seed)
@@ -188,12 +188,3 @@ def _write_card(
     text = card.model_dump_json(by_alias=True, indent=2, exclude_defaults=True)
     (directory / CARD_NAME).write_text(text + "\n", encoding="utf-8")
     return card
-
-
-def _texts_of(examples: Sequence[Example]) -> list[str]:
-    texts = []
-    for example in examples:
-        value = example.input
-        texts += [value] if isinstance(value, str) else [str(v) for v in value.values()]
-        texts += [example.output] if isinstance(example.output, str) else list(example.output)
-    return texts
