@@ -71,8 +71,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     full = card("mood", "classify", labels=labels("glad", "sad"), form="full")
     full["golden"] = _golden(full, template_of, Oracle(mood))
     write_specialist(mood, full)
-    toml = "[workers.base]\nmodel = 'specialists/base'\nargs = { max-model-len = 256 }\n"
-    toml += "[workers.mood]\nmodel = 'specialists/mood'\nargs = { max-model-len = 256 }\n"
+    toml = "[workers.base]\nmodel = 'specialists/base'\nargs = { max-model-len = 320 }\n"
+    toml += "[workers.mood]\nmodel = 'specialists/mood'\nargs = { max-model-len = 320 }\n"
     for task in [*content, "mood"]:
         worker = "mood" if task == "mood" else "base"
         toml += f"[tasks.{task}]\nspecialist = 'specialists/{task}'\nworker = '{worker}'\n"

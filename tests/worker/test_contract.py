@@ -12,12 +12,11 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
-from server.errors import DeadlineExceeded, WorkerError, WorkerRefused, WorkerUnreachable
+from server.errors import DeadlineExceeded, WorkerError, WorkerRefused
 from server.types import Choose, Completion, Decoding, Prompt, Sample, ScoreTokens
 from server.worker.client import WorkerClient
 from server.worker.probe import GoldenProbe, prove, total_variation
 from server.worker.standing import Proved, Refused
-from tests.real_engine import Engine, members, reap
 from tests.tiny_model import LABEL_IDS
 from tests.worker.conftest import MAX_MODEL_LEN, Subject
 
@@ -268,24 +267,3 @@ async def test_golden_probes_tell_an_adapter_from_its_base(ask: Asker) -> None:
         outcome = await prove(ask.client, url, other, probes, base=base)
         assert isinstance(outcome, Refused)
         assert "total variation" in outcome.reason
-
-
-@pytest.mark.engine
-async def test_a_killed_engine_fails_its_callers_at_once(
-    client: WorkerClient, engine: Engine
-) -> None:
-    """Keep this the last one: it takes the module's engine down."""
-    decoding = Sample(max_tokens=200, schema={"type": "string", "minLength": 190})
-    stream = client.stream(engine.url, engine.base, PROMPTS[0], decoding, timeout_seconds=60)
-    async with aclosing(stream):
-        assert (await anext(stream)).finish_reason is None
-        engine.process.kill()
-        with pytest.raises(WorkerError):
-            async for _ in stream:
-                pass
-    with pytest.raises(WorkerUnreachable):
-        await client.complete(engine.url, engine.base, PROMPTS, SCORE, timeout_seconds=60)
-    with pytest.raises(WorkerUnreachable):
-        await client.health(engine.url, timeout_seconds=60)
-    await asyncio.to_thread(reap, engine.process)
-    assert members(engine.process.pid) == []
