@@ -48,7 +48,7 @@ install: $(VENV)/.run
 install-dev: $(VENV)/.dev
 
 $(VENV)/.run: requirements/run.txt pyproject.toml | $(VENV)/.torch
-	@echo "installing the gateway and the CPU engine (about a minute, 3 GB) ..."
+	@echo "installing the gateway and the CPU engine (about two minutes, 4 GB) ..."
 	@$(BIN)/pip install --quiet --no-deps -r requirements/run.txt -e .
 	@touch $@
 
